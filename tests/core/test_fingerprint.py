@@ -1,0 +1,130 @@
+"""Near-duplicates: copies are found again, different images are not taken for copies, on real images of three kinds."""
+
+import csv
+import gzip
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from hardloop.core import fingerprint as module
+from hardloop.core.fingerprint import SIZE, fingerprint, near_duplicates
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+CLOTHING = SHARED / "clothing10" / "clothing10.zip"
+FASHION = SHARED / "fashion-mnist" / "train-images-idx3-ubyte.gz"
+
+
+def absent(path: Path) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not path.exists(), reason=f"needs {path.name} in ../shared/data")
+
+
+def distinct_pairs(fingerprints: list[str]) -> set[tuple[int, int]]:
+    return {(i, j) for i, j in near_duplicates(fingerprints, fingerprints) if i < j}
+
+
+def jpeg(image: Image.Image, quality: int) -> Image.Image:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return Image.open(io.BytesIO(out.getvalue()))
+
+
+def scaled(image: Image.Image, factor: float) -> Image.Image:
+    return image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.LANCZOS)
+
+
+def test_the_bits_and_the_thumbnail_can_be_read_off_by_hand():
+    """Brightness falls from left to right by 8 levels a cell: every bit is set; the thumbnail is the pairs' means."""
+    ramp = Image.fromarray(np.tile(np.arange(17, dtype=np.uint8)[::-1] * 8, (16, 1)))
+    found = bytes.fromhex(fingerprint(ramp))
+    assert len(found) == SIZE
+    assert found[:32] == b"\xff" * 32
+    assert list(found[32:40]) == sorted(found[32:40], reverse=True)
+    rising = bytes.fromhex(fingerprint(Image.fromarray(np.asarray(ramp)[:, ::-1])))
+    assert rising[:32] == b"\x00" * 32
+
+
+def test_differences_within_the_dead_band_set_no_bit():
+    steps = np.tile((np.arange(17) % 2 * module.DEAD_BAND).astype(np.uint8), (16, 1))
+    assert fingerprint(Image.fromarray(steps))[:64] == "0" * 64
+    assert fingerprint(Image.fromarray(steps // module.DEAD_BAND * (module.DEAD_BAND + 1)))[:64] != "0" * 64
+
+
+def test_flat_images_of_different_brightness_are_not_duplicates():
+    black, grey = (fingerprint(Image.new("L", (20, 20), level)) for level in (0, 128))
+    assert black[:64] == grey[:64]
+    assert near_duplicates([black], [grey]) == []
+    assert near_duplicates([black], [black]) == [(0, 0)]
+
+
+hashes = st.lists(st.binary(min_size=SIZE, max_size=SIZE).map(bytes.hex), max_size=6)
+
+
+@given(hashes, hashes, st.integers(0, 255), st.integers(0, 5))
+def test_the_pairs_are_those_a_plain_double_loop_finds(left, right, bit, nudge):
+    for one in left[:2]:  # give it something to find: a copy with a flipped bit and a slightly different thumbnail
+        raw = bytearray.fromhex(one)
+        raw[bit // 8] ^= 1 << bit % 8
+        raw[40] = min(255, raw[40] + nudge)
+        right = [*right, raw.hex()]
+    expected = []
+    for i, a in enumerate(map(bytes.fromhex, left)):
+        for j, b in enumerate(map(bytes.fromhex, right)):
+            bits = sum((x ^ y).bit_count() for x, y in zip(a[:32], b[:32], strict=True))
+            levels = sum(abs(x - y) for x, y in zip(a[32:], b[32:], strict=True)) / 64
+            if bits <= module.MAX_HASH_BITS and levels <= module.MAX_THUMB_DIFFERENCE:
+                expected.append((i, j))
+    assert near_duplicates(left, right) == expected
+
+
+def test_no_two_of_the_digits_are_taken_for_copies():
+    pixels = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    assert distinct_pairs([fingerprint(Image.fromarray(p)) for p in pixels]) == set()
+    assert distinct_pairs([fingerprint(scaled(Image.fromarray(p), 8)) for p in pixels]) == set()
+
+
+@pytest.fixture(scope="module")
+def clothing() -> tuple[list[str], list[Image.Image]]:
+    with zipfile.ZipFile(CLOTHING) as archive:
+        names = [row["file"] for row in csv.DictReader(io.TextIOWrapper(archive.open("labels.csv")))]
+        return names, [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in names]
+
+
+@absent(CLOTHING)
+def test_of_all_clothing10_pairs_only_the_known_look_alikes_are_found(clothing):
+    names, photos = clothing
+    pairs = distinct_pairs([fingerprint(photo) for photo in photos])
+    assert [{names[i].split("/")[1][:8] for i in pair} for pair in pairs] == [{"6075b4a5", "637a56e4"}]
+
+
+@absent(CLOTHING)
+@pytest.mark.parametrize(
+    ("change", "found_again"),
+    [
+        (lambda photo: jpeg(photo, 50), 0.99),
+        (lambda photo: scaled(photo, 2), 0.99),
+        (lambda photo: scaled(photo, 0.5), 0.97),
+        (lambda photo: jpeg(scaled(photo, 0.75), 70), 0.99),
+    ],
+)
+def test_changed_copies_of_photos_are_found(clothing, change: Callable[[Image.Image], Image.Image], found_again: float):
+    photos = clothing[1][:300]
+    hits = [bool(near_duplicates([fingerprint(photo)], [fingerprint(change(photo))])) for photo in photos]
+    assert np.mean(hits) >= found_again
+
+
+@pytest.mark.slow
+@absent(FASHION)
+def test_false_copies_are_rare_among_look_alike_clothes():
+    """Fashion-MNIST is the hard case: 28 x 28 grey, and thousands of nearly equal trousers."""
+    with gzip.open(FASHION) as file:
+        pixels = np.frombuffer(file.read(16 + 10_000 * 784), np.uint8, offset=16).reshape(-1, 28, 28)
+    pairs = distinct_pairs([fingerprint(Image.fromarray(p)) for p in pixels])
+    assert len({i for pair in pairs for i in pair}) <= 50
