@@ -1,0 +1,1 @@
+"""Talking to people: tasks, answers and Label Studio."""
