@@ -1,0 +1,1 @@
+"""Labels to a candidate model: dataset versions, recipes, the trainer and its evaluation."""
