@@ -1,0 +1,1 @@
+"""Candidate to champion: MLflow runs and versions, the gate, promotion and rollback."""
