@@ -1,0 +1,103 @@
+"""What is due in a loop now: the one place that decides which steps run without anybody asking."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hardloop.core import capture_records
+from hardloop.service import retraining
+from hardloop.service.loop import Loop
+
+
+@dataclass(slots=True)
+class Attention:
+    """What the schedule remembers of one loop between two looks, in seconds of a monotonic clock.
+
+    collected_at: when answers were last asked for. hinted: whether a webhook came since. swept_at: when capture files
+    were last listed from a little before the cursor, and listed_at from the beginning, for those that slow clocks and
+    very slow clocks stamped too early. reread_at: when the answers of all tasks were last read, for those that Label
+    Studio stamped too early; unlike the others it is set when that has succeeded.
+    """
+
+    collected_at: float = float("-inf")
+    swept_at: float = float("-inf")
+    listed_at: float = float("-inf")
+    reread_at: float = float("-inf")
+    hinted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Steps to run now, in their order, with their arguments."""
+
+    chain: tuple[str, ...]
+    arguments: Mapping[str, object] = field(default_factory=dict)
+
+
+LIST_S = 24 * 3600.0
+# Listing from before the cursor costs a request and a query; late files are rare.
+SWEEP_S = 60.0
+
+
+def due(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> list[Due]:
+    """What is due in a loop, most of the time nothing. Nothing counts as looked at before `asked` says so."""
+    chains: list[Due] = []
+    if now_s - attention.listed_at >= LIST_S:
+        chains.append(Due(("ingest",), {"everything": True}))
+    elif _captured(loop, attention, now_s):
+        chains.append(Due(("ingest",)))
+    if _asks_for_more(loop):
+        chains.append(Due(("mine",)))
+    if loop.work.to_send():
+        chains.append(Due(("send",)))
+    if loop.work.has_tasks() and (attention.hinted or now_s - attention.collected_at >= poll_s):
+        everything = now_s - attention.reread_at >= LIST_S
+        chains.append(Due(("collect",), {"everything": True} if everything else {}))
+    if loop.lineage.trainings("running") or retraining.due(loop).fire:
+        chains.append(Due(("train", "promote")))
+    elif undecided(loop):
+        chains.append(Due(("promote",)))
+    return chains
+
+
+def asked(attention: Attention, due: Due, now_s: float) -> None:
+    """Remember that steps due at `now_s` were queued; what could not be queued stays due."""
+    if "ingest" in due.chain:
+        attention.swept_at = now_s  # every reading begins a little before the cursor
+        if due.arguments.get("everything"):
+            attention.listed_at = now_s
+    if "collect" in due.chain:
+        attention.hinted = False
+        attention.collected_at = now_s
+
+
+def undecided(loop: Loop) -> bool:
+    """Whether a candidate waits for the gate, or a decision for being carried out."""
+    decisions = loop.lineage.decisions()
+    decided = {d["model_version"] for d in decisions}
+    return any(d["applied_at"] is None for d in decisions) or any(
+        t["model_version"] not in decided for t in loop.lineage.trainings("trained")
+    )
+
+
+def _captured(loop: Loop, attention: Attention, now_s: float) -> bool:
+    cursor = loop.samples.cursor("captures")
+    known = loop.samples.capture_files(cursor)
+    if any(key not in known for key in loop.blobs.keys(capture_records.prefix(loop.name), cursor)):
+        return True
+    return bool(cursor) and now_s - attention.swept_at >= SWEEP_S
+
+
+def _asks_for_more(loop: Loop) -> bool:
+    if loop.settings.mine == "manual":
+        return False
+    last = loop.work.last_selection()
+    if (
+        last is not None
+        and last["picks"] < last["budget"]
+        and loop.samples.pool_since(last["at"]) < loop.settings.budget
+    ):
+        return False  # what is left is nothing the miner would pick: more of production must come first
+    counts = loop.work.counts()
+    waiting = counts["queued"] + counts["approved"] + counts["open"]
+    pool = loop.samples.count().get("pool", 0)
+    return waiting < loop.settings.low_water and pool - counts["items"] >= loop.settings.budget
