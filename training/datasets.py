@@ -3,7 +3,6 @@
 Format: `docs/model-files.md`, section "Dataset manifests".
 """
 
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from hardloop.core import ids
+from hardloop.core import ids, parquet
 from hardloop.core.errors import BadInput
 from hardloop.core.fingerprint import SIZE
 from hardloop.core.ports import BlobStore
@@ -102,16 +100,14 @@ def write(dataset: Dataset) -> bytes:
     meta = {"version": VERSION, "loop": dataset.loop, "labels": list(dataset.labels), "digest": dataset.digest}
     schema = SCHEMA.with_metadata({_META: json.dumps(meta, sort_keys=True).encode()})
     rows = [{**asdict(row), "annotation_ids": sorted(row.annotation_ids)} for row in dataset.rows]
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), out, compression="zstd")
-    return out.getvalue()
+    return parquet.write(pa.Table.from_pylist(rows, schema=schema))
 
 
 def read(data: bytes, name: str = "dataset manifest") -> Dataset:
     """The dataset version of a manifest. Raises BadInput naming `name`, and the row, for anything else."""
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        table = parquet.read(data)
+    except parquet.ERRORS as error:
         raise BadInput(f"{name} is not a Parquet file ({error}): it is damaged or not a dataset manifest") from None
     meta = _meta(table.schema.metadata or {}, name)
     if not table.schema.remove_metadata().equals(SCHEMA):

@@ -4,15 +4,14 @@ One file holds the records one writer flushed together. A reader takes every ver
 name; columns are only ever added, with a new version number.
 """
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from hardloop.core import parquet
 from hardloop.core.errors import BadInput
 from hardloop.core.records import CaptureRecord
 
@@ -51,16 +50,14 @@ def prefix(loop: str) -> str:
 def write(records: Sequence[CaptureRecord]) -> bytes:
     """A Parquet file of the records, in their order."""
     rows = [_row(record) for record in records]
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), out, compression="zstd")
-    return out.getvalue()
+    return parquet.write(pa.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def read(data: bytes, name: str = "capture file") -> list[CaptureRecord]:
     """The records of a capture file. Raises BadInput naming `name` for other files, versions and impossible values."""
     try:
-        table = pq.read_table(io.BytesIO(data))
-    except (pa.ArrowException, OSError) as error:
+        table = parquet.read(data)
+    except parquet.ERRORS as error:
         raise BadInput(f"{name} is not a Parquet file ({error}): it is damaged or was not written by Capture") from None
     version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(VERSION):

@@ -4,13 +4,11 @@ One row per labelled sample with what the model said of it; documented in `docs/
 what two models are compared on, so an id stands in the file once.
 """
 
-import io
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 
+from hardloop.core import parquet
 from hardloop.core.errors import BadInput, BadShape
 from hardloop.core.records import Evaluation
 
@@ -73,9 +71,7 @@ def write(evaluation: Evaluation) -> bytes:
         pa.array(evaluation.truth_N, type=pa.int64()),
         pa.ListArray.from_arrays(offsets, flat),
     ]
-    out = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), out, compression="zstd")
-    return out.getvalue()
+    return parquet.write(pa.Table.from_arrays(columns, schema=SCHEMA))
 
 
 def read(data: bytes, name: str = FILE) -> Evaluation:
@@ -87,7 +83,7 @@ def read(data: bytes, name: str = FILE) -> Evaluation:
         raise BadInput(f"{name} has {len(data):,} bytes, more than the {MAX_BYTES:,} accepted for an evaluation")
     try:
         table = _table(data, name)
-    except (pa.ArrowException, OSError) as error:
+    except parquet.ERRORS as error:
         raise BadInput(f"{name} is not a Parquet file ({error}): it is damaged or not an evaluation") from None
     if any(column.null_count for column in table.columns) or table["probs"].combine_chunks().flatten().null_count:
         raise BadInput(f"{name} holds empty cells: every sample needs id, slice, truth and probabilities")
@@ -107,7 +103,7 @@ def read(data: bytes, name: str = FILE) -> Evaluation:
 
 def _table(data: bytes, name: str) -> pa.Table:
     """The file's table, its version, size and columns checked on the footer before any column is decoded."""
-    file = pq.ParquetFile(io.BytesIO(data))
+    file = parquet.open_file(data)
     version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
     if version != str(VERSION):
         raise BadInput(
@@ -122,7 +118,7 @@ def _table(data: bytes, name: str) -> pa.Table:
     values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
     if values > MAX_VALUES:
         raise BadInput(f"{name} holds {values:,} values, more than the {MAX_VALUES:,} accepted for an evaluation")
-    return file.read()
+    return parquet.decode(file)
 
 
 def _no_row(bad_N: ArrayLike, evaluation: Evaluation, name: str, what: str) -> None:

@@ -1,14 +1,12 @@
 """Embeddings in the object store: Parquet parts under `embeddings/{loop}/{encoder}/`, one space per encoder."""
 
-import io
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hardloop.core import ids
+from hardloop.core import ids, parquet
 from hardloop.core.errors import BadInput, BadShape
 from hardloop.core.ports import BlobStore
 
@@ -32,17 +30,15 @@ class EmbeddingStore:
         if not sample_ids:
             return
         table = pa.table([pa.array(sample_ids), pa.array(list(embeddings_ND.astype(np.float32)))], schema=_SCHEMA)
-        out = io.BytesIO()
-        pq.write_table(table, out, compression="zstd")
-        self._blobs.put(f"{self._prefix(encoder)}{ids.short_digest(sorted(sample_ids))}.parquet", out.getvalue())
+        self._blobs.put(f"{self._prefix(encoder)}{ids.short_digest(sorted(sample_ids))}.parquet", parquet.write(table))
 
     def load(self, encoder: str) -> tuple[list[str], NDArray[np.float32]]:
         """All samples that have an embedding of this encoder, each once, and their (N, D) float32 embeddings."""
         found: dict[str, NDArray[np.float32]] = {}
         for key in self._blobs.keys(self._prefix(encoder)):
             try:
-                table = pq.read_table(io.BytesIO(self._blobs.get(key)), schema=_SCHEMA)
-            except (pa.ArrowException, OSError) as error:
+                table = parquet.read(self._blobs.get(key)).cast(_SCHEMA)
+            except parquet.ERRORS as error:
                 raise BadInput(
                     f"embedding part {key!r} cannot be read ({error}): delete it to have it made anew"
                 ) from None
