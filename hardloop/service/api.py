@@ -96,6 +96,14 @@ class ImagesTaken(BaseModel):
     refused: int
 
 
+class Withdrawal(_Body):
+    """Samples to take out of the loop for good, and why."""
+
+    sample_ids: Annotated[list[Text], Field(min_length=1, max_length=10_000)]
+    reason: Annotated[Text, Field(min_length=1, max_length=2000)]
+    actor: Annotated[Text, Field(min_length=1, max_length=200)] = "operator"
+
+
 class RollbackRequest(_Body):
     """Why the version before the champion should serve again."""
 
@@ -180,9 +188,10 @@ def _loops(jobs: Jobs) -> APIRouter:
         role: Annotated[Literal["pool", "seed", "legacy"], Form()] = "pool",
         source: Annotated[Text, Form(min_length=1, max_length=200)] = "upload",
         labels: Annotated[str, Form(description="JSON list, one label or null per file")] = "null",
+        groups: Annotated[str, Form(description="JSON list, the group or null per file")] = "null",
     ) -> ImagesTaken:
         """Take images: unlabelled ones into the pool, labelled ones as seed (to train on) or legacy (to measure on)."""
-        given = _given(files, role, source, labels)
+        given = _given(files, role, source, _per_file("labels", labels, files), _per_file("groups", groups, files))
         return ImagesTaken(**steps.add_images(_loop(jobs, loop), given))
 
     @router.post("/loops/{loop}/jobs", status_code=202)
@@ -224,6 +233,11 @@ def _loops(jobs: Jobs) -> APIRouter:
     def selections(loop: str) -> list[dict[str, Any]]:
         """Every selection with its terms and what it fell short of."""
         return _loop(jobs, loop).work.selections()
+
+    @router.post("/loops/{loop}/samples/withdraw")
+    def withdraw(loop: str, body: Withdrawal) -> Counted:
+        """Take samples out for good: never mined, sent, trained on or measured on again. Their history stays."""
+        return Counted(changed=steps.withdraw(_loop(jobs, loop), body.sample_ids, body.reason, body.actor))
 
     @router.get("/loops/{loop}/samples/{sample_id}")
     def sample(loop: str, sample_id: Text) -> dict[str, Any]:
@@ -360,23 +374,34 @@ def _answer(job: Job) -> JobAnswer:
     )
 
 
-def _given(files: list[UploadFile], role: str, source: str, labels: str) -> list[GivenImage]:
+def _per_file(name: str, text: str, files: list[UploadFile]) -> list[str | None]:
+    """A form field that is a JSON list with a text or null for every file; null for the whole list is all null."""
     try:
-        named = json.loads(labels)
+        given = json.loads(text)
     except (ValueError, RecursionError):
-        raise errors.BadInput("labels is not JSON: expected a list with one label or null per file") from None
-    if named is None:
-        named = [None] * len(files)
-    if not isinstance(named, list) or len(named) != len(files):
-        raise errors.BadInput(f"labels must be a list of {len(files)}, one label or null per file")
-    if role != "pool" and not all(isinstance(label, str) for label in named):
+        raise errors.BadInput(f"{name} is not JSON: expected a list with one text or null per file") from None
+    if given is None:
+        return [None] * len(files)
+    if (
+        not isinstance(given, list)
+        or len(given) != len(files)
+        or not all(item is None or (isinstance(item, str) and item) for item in given)
+    ):
+        raise errors.BadInput(f"{name} must be a list of {len(files)}, one text that is not empty or null per file")
+    return given
+
+
+def _given(
+    files: list[UploadFile], role: str, source: str, labels: list[str | None], groups: list[str | None]
+) -> list[GivenImage]:
+    if role != "pool" and None in labels:
         raise errors.BadInput(f"role {role!r} needs a label for every file")
-    if role == "pool" and any(label is not None for label in named):
+    if role == "pool" and any(label is not None for label in labels):
         raise errors.BadInput("labelled images are sent with role 'seed' (to train on) or 'legacy' (to measure on)")
     # One byte more than accepted is enough for the check to refuse an image by its size.
     return [
-        GivenImage(file.filename or f"file {number}", file.file.read(images.MAX_BYTES + 1), source, role, label)
-        for number, (file, label) in enumerate(zip(files, named, strict=True))
+        GivenImage(file.filename or f"file {number}", file.file.read(images.MAX_BYTES + 1), source, role, label, group)
+        for number, (file, label, group) in enumerate(zip(files, labels, groups, strict=True))
     ]
 
 

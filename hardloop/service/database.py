@@ -57,7 +57,7 @@ samples = Table(
     Column("source", sa.Text, nullable=False),
     Column("group_id", sa.Text, nullable=False),
     Column("burst_id", sa.Text),
-    # pool, audit (the holdout), seed or legacy (labels the user brought)
+    # pool, audit (the holdout), seed or legacy (labels the user brought), gone (withdrawn)
     Column("role", sa.String(8), nullable=False),
     Column("width", sa.Integer, nullable=False),
     Column("height", sa.Integer, nullable=False),

@@ -4,8 +4,8 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from hardloop.core.errors import BadModel, BlobMissing, Missing
-from hardloop.core.records import Evaluation, ModelVersion, Split, Verdict
-from hardloop.service import pool
+from hardloop.core.records import Evaluation, Floats, ModelVersion, Split, Verdict
+from hardloop.service import stored_images
 from hardloop.service.loop import Loop
 from registry import gate
 from training import datasets
@@ -38,10 +38,14 @@ def judge(loop: Loop, candidate: ModelVersion) -> Verdict:
     unseen = evaluation.keep([i not in trained_on for i in evaluation.ids])
     stored = loop.samples.get(unseen.ids)
     scorer = loop.scorer(champion)
-    parts = [scorer.score(data).probs_NC for _, data in pool.read_images(loop.blobs, [stored[i] for i in unseen.ids])]
-    probs_NC = np.concatenate(parts) if parts else np.zeros((0, len(candidate.labels)))
-    theirs = Evaluation(unseen.ids, unseen.truth_N, probs_NC, unseen.slices)
-    return gate.decide(unseen, theirs, policy, seed, champion_version=champion.version)
+    said: dict[str, Floats] = {}
+    wanted = [stored[i] for i in unseen.ids if stored[i].role != "gone"]
+    for part, data in stored_images.read(loop.samples, loop.work, loop.blobs, wanted):
+        said.update(zip((s.sample_id for s in part), scorer.score(data).probs_NC, strict=True))
+    ours = unseen.keep([i in said for i in unseen.ids])
+    probs_NC = np.stack([said[i] for i in ours.ids]) if said else np.zeros((0, len(candidate.labels)))
+    theirs = Evaluation(ours.ids, ours.truth_N, probs_NC, ours.slices)
+    return gate.decide(ours, theirs, policy, seed, champion_version=champion.version)
 
 
 def carry_out(loop: Loop) -> None:

@@ -1,23 +1,19 @@
 """The pool a selection looks at: who may be picked, with fresh predictions and embeddings for everyone."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardloop.core import images
 from hardloop.core.fingerprint import near_duplicates
 from hardloop.core.ports import BlobStore, Encoder, Progress, Scorer
 from hardloop.core.records import Pool, PoolState
 from hardloop.service import database as db
+from hardloop.service import stored_images
 from hardloop.service.embeddings import EmbeddingStore
-from hardloop.service.samples import Sample, Samples, StoredPrediction
+from hardloop.service.samples import MINED, Sample, Samples, StoredPrediction
 from hardloop.service.work import Work
-
-_BATCH = 256
-_READERS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +26,29 @@ class ServingModel:
 
 
 def refresh(
-    samples: Samples, embeddings: EmbeddingStore, blobs: BlobStore, encoder: Encoder, serving: ServingModel | None,
-    progress: Progress,
+    samples: Samples, work: Work, embeddings: EmbeddingStore, blobs: BlobStore, encoder: Encoder,
+    serving: ServingModel | None, progress: Progress,
 ) -> str:  # fmt: skip
     """Make sure that every sample that may be mined has an embedding, and a prediction of the serving model.
 
     Predictions of an earlier champion say nothing about what the present one is unsure of, so such samples are scored
     again. Returns the encoder whose space the selection works in: the champion's, or the built-in one before there is
-    a model. What is there already is not made again, so an interrupted call goes on where it stopped.
+    a model. What is there already is not made again, so an interrupted call goes on where it stopped. Samples whose
+    image is gone are withdrawn.
     """
     space = serving.encoder if serving else encoder.version
     embedded = set(embeddings.load(space)[0])
     said = samples.predictions(serving.version) if serving else {}
     # A user's own model may have logged under the same version name; its numbers are not the champion's.
     predicted = {sample for sample, prediction in said.items() if prediction.encoder == space}
-    everyone = [s for s in samples.all() if s.role != "legacy"]
+    everyone = [s for s in samples.all() if s.role in MINED]
     # Labelled samples need a place in the space, but nobody asks what the model thinks of its own training set.
     stale = [
         s for s in everyone
         if s.sample_id not in embedded or (serving and s.role != "seed" and s.sample_id not in predicted)
     ]  # fmt: skip
     done = 0
-    for part, data in read_images(blobs, stale):
+    for part, data in stored_images.read(samples, work, blobs, stale):
         if serving is None:
             vectors_ND = encoder.encode(data)
         else:
@@ -86,7 +83,7 @@ def assemble(
     """The pool of a selection, from what the database and the embedding store hold."""
     embedded_ids, vectors_ND = embeddings.load(space)
     row_of = {sample: i for i, sample in enumerate(embedded_ids)}
-    rows = [s for s in samples.all() if s.role != "legacy" and s.sample_id in row_of]
+    rows = [s for s in samples.all() if s.role in MINED and s.sample_id in row_of]
     states, audit_asked = _states(rows, work)
     label_index = {label: i for i, label in enumerate(labels)}
     agreed = {row["sample_id"]: label_index.get(row["label"], -1) for row in work.labels()}
@@ -105,14 +102,6 @@ def assemble(
         sources=tuple(s.source for s in rows),
         audit_asked_N=audit_asked,
     )
-
-
-def read_images(blobs: BlobStore, wanted: Sequence[Sample]) -> Iterator[tuple[list[Sample], list[bytes]]]:
-    """The samples with their stored images, in batches that keep memory bounded."""
-    with ThreadPoolExecutor(_READERS) as readers:
-        for start in range(0, len(wanted), _BATCH):
-            part = list(wanted[start : start + _BATCH])
-            yield part, list(readers.map(lambda s: blobs.get(s.image_key, images.MAX_BYTES), part))
 
 
 def _states(rows: Sequence[Sample], work: Work) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:

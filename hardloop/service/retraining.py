@@ -6,10 +6,11 @@ from typing import Any
 
 from feedback.trigger import TriggerDecision, TriggerState, decide
 from hardloop.core import ids
-from hardloop.core.errors import BadData, Busy, HardloopError, Interrupted, Unavailable
+from hardloop.core.errors import BadData, BadImage, BlobMissing, Busy, HardloopError, Interrupted, Unavailable
 from hardloop.core.ports import Progress
 from hardloop.core.records import DatasetRow, Split
 from hardloop.service import database as db
+from hardloop.service import stored_images
 from hardloop.service.loop import Loop
 from training import datasets, leakage
 
@@ -86,6 +87,11 @@ def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
         except Interrupted:
             raise
         except HardloopError as error:
+            if isinstance(error, BadImage | BlobMissing):
+                # The next training must not meet them again: without this, one lost image ends all training.
+                labelled = [row["sample_id"] for row in loop.work.labels() if row["label"] is not None]
+                wanted = [s for s in loop.samples.get(labelled).values() if s.role != "gone"]
+                stored_images.withdraw_unreadable(loop.samples, loop.work, loop.blobs, wanted)
             raise _failed(loop, training_key, error) from None
     loop.lineage.end_training(training_key, version.version)
     loop.work.event("trainer", "trained", {"training": training_key, "model": version.version})
@@ -93,7 +99,7 @@ def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
 
 
 def labelled_rows(loop: Loop, labels: list[dict[str, Any]]) -> list[DatasetRow]:
-    """Every sample that has a label, as a row of a dataset version."""
+    """Every sample that has a label and was not withdrawn, as a row of a dataset version."""
     agreed = {row["sample_id"]: row for row in labels if row["label"] is not None}
     split = {"audit": Split.HOLDOUT, "legacy": Split.LEGACY}
     return [
@@ -111,6 +117,7 @@ def labelled_rows(loop: Loop, labels: list[dict[str, Any]]) -> list[DatasetRow]:
             annotation_ids=tuple(agreed[sample_id]["annotation_ids"]),
         )
         for sample_id, sample in loop.samples.get(agreed).items()
+        if sample.role != "gone"
     ]
 
 

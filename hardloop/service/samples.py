@@ -12,12 +12,13 @@ from sqlalchemy.engine import Engine
 from hardloop.core.records import Floats
 from hardloop.service import database as db
 
+MINED = ("pool", "audit", "seed")  # roles that take part in a selection: to be picked, or as what is labelled already
 _CHUNK = 500  # bound parameters per statement stay under SQLite's smallest compiled limit
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row of `samples`: one image of a loop. role: pool, audit, seed or legacy."""
+    """A row of `samples`: one image of a loop. role: pool, audit, seed, legacy, or gone once it was withdrawn."""
 
     sample_id: str
     image_key: str
@@ -89,6 +90,17 @@ class Samples:
                 here = sa.and_(table.c.loop == self.loop, table.c.role == "pool")
                 part = table.c.sample_id.in_(wanted[start : start + _CHUNK])
                 connection.execute(sa.update(table).where(here, part).values(role="legacy"))
+
+    def withdraw(self, reasons: Mapping[str, str]) -> int:
+        """Give samples the role "gone", and remember why, by sample id. Returns how many had another role."""
+        table, changed = db.samples, 0
+        with db.transaction(self._engine) as connection:
+            for sample_id, reason in reasons.items():
+                here = sa.and_(table.c.loop == self.loop, table.c.sample_id == sample_id, table.c.role != "gone")
+                if connection.execute(sa.update(table).where(here).values(role="gone")).rowcount:
+                    changed += 1
+                    self._refuse(connection, [("sample", sample_id, reason)], db.now())
+        return changed
 
     def refuse(self, refusals: Sequence[tuple[str, str, str]]) -> None:
         """Remember what was turned away at a door: (kind, reference, reason); of one reference, the newest reason."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from feedback.capture_files import is_capture_file, relist_from
 from hardloop.core import capture_records
-from hardloop.core.errors import BadData
+from hardloop.core.errors import BadData, Missing
 from hardloop.core.ports import AnnotationTool, Progress
 from hardloop.core.records import Prediction, TaskDraft
 from hardloop.service import database as db
-from hardloop.service import intake, judging, pool, retraining
+from hardloop.service import intake, judging, pool, retraining, stored_images
 from hardloop.service.loop import Loop
 
 
@@ -70,6 +70,17 @@ def add_images(loop: Loop, given: Sequence[intake.GivenImage]) -> dict[str, int]
     return {"new": new, "known": max(0, known), "refused": len(found.refusals) + len(refused)}
 
 
+def withdraw(loop: Loop, sample_ids: Sequence[str], reason: str, actor: str) -> int:
+    """Take samples out of the loop for good: a wrong label brought by a person, an image that must not be used.
+
+    Returns how many left. Raises Missing naming a sample that is not there; then none leaves.
+    """
+    unknown = sorted(set(sample_ids) - loop.samples.get(sample_ids).keys())
+    if unknown:
+        raise Missing(f"no sample {unknown[0]!r} in loop {loop.name!r}: nothing was withdrawn")
+    return stored_images.withdraw(loop.samples, loop.work, dict.fromkeys(sample_ids, reason), actor)
+
+
 # ---------------------------------------------------------------- 2. mine
 
 
@@ -78,7 +89,7 @@ def mine(loop: Loop, selection_id: str, budget: int | None = None, progress: Pro
     if loop.work.selection(selection_id) is not None:
         return selection_id
     champion = serving(loop)
-    space = pool.refresh(loop.samples, loop.embeddings, loop.blobs, loop.encoder, champion, progress)
+    space = pool.refresh(loop.samples, loop.work, loop.embeddings, loop.blobs, loop.encoder, champion, progress)
     # Before there is a champion of ours, what the user's own model said is all there is to go by.
     version = champion.version if champion else loop.samples.newest_version()
     candidates = pool.assemble(loop.samples, loop.work, loop.embeddings, space, version, loop.settings.labels)

@@ -126,6 +126,19 @@ class Work:
                 self._event(connection, actor, state, {"items": changed})
         return changed
 
+    def drop(self, sample_ids: Iterable[str], actor: str) -> int:
+        """Reject queue items that have no task yet, whatever was decided about them. Returns how many changed."""
+        items, tasks = db.queue_items, db.tasks
+        sent = sa.select(tasks.c.sample_id).where(_on(items, tasks, "sample_id"))
+        changed = 0
+        with db.transaction(self._engine) as connection:
+            for sample_id in sample_ids:
+                here = sa.and_(items.c.loop == self.loop, items.c.sample_id == sample_id, items.c.state != "rejected")
+                change = sa.update(items).where(here, ~sent.exists())
+                values = {"state": "rejected", "decided_by": actor, "decided_at": db.now()}
+                changed += connection.execute(change.values(**values)).rowcount
+        return changed
+
     def to_send(self) -> list[dict[str, Any]]:
         """Approved queue items that have no task yet, the most valuable first; none whose label was brought since."""
         given = self._given()

@@ -133,6 +133,7 @@ BODIES: dict[str, dict[str, object]] = {
     "/approve": {},
     "/reject": {},
     "/rollback": {"reason": "a test"},
+    "/withdraw": {"sample_ids": ["0" * 32], "reason": "a test"},
 }
 
 
@@ -277,6 +278,8 @@ def test_paths_and_methods_that_do_not_exist_and_faults_of_ours_are_problems_too
         ("/queue/reject", {"sample_ids": "all"}, "body.sample_ids"),
         ("/queue/approve", {"actor": "nul\x00byte"}, "body.actor"),
         ("/rollback", {"reason": ""}, "body.reason"),
+        ("/samples/withdraw", {"sample_ids": [], "reason": "a test"}, "body.sample_ids"),
+        ("/samples/withdraw", {"sample_ids": ["0" * 32], "reason": ""}, "body.reason"),
         ("/rollback", {"reason": "nul\x00byte"}, "body.reason"),
     ],
 )
@@ -363,7 +366,7 @@ def test_images_are_taken_known_or_refused_by_name(door: Door) -> None:
         ({"role": "legacy"}, 400, "role 'legacy' needs a label for every file"),
         ({"labels": '["red", null]'}, 400, "role 'seed' (to train on) or 'legacy'"),
         ({"labels": '["red", "purple"]', "role": "seed"}, 422, "label 'purple' is not one of the loop's"),
-        ({"labels": '["red", 7]', "role": "seed"}, 400, "needs a label"),
+        ({"labels": '["red", 7]', "role": "seed"}, 400, "labels must be a list of 2, one text"),
         ({"role": "holdout"}, 422, "body.role"),
         ({"source": "x" * 201}, 422, "body.source"),
         ({"source": "nul\x00byte"}, 422, "body.source"),
@@ -561,6 +564,36 @@ def test_after_a_round_every_list_tells_its_part_of_the_story(door: Door) -> Non
     problem(door.http.get(f"/api/v1/loops/colours/samples/{'0' * 32}"), 404, "Missing", "no sample")
     other = strict(door.http.get("/api/v1/loops/colours-x"))
     assert (other["samples"], other["champion"]) == ({}, None), "one loop's story is not the other's"
+
+
+def test_a_withdrawn_sample_is_counted_once_and_its_history_stays(door: Door) -> None:
+    give(door.world, "seed", 1, np.random.default_rng(21))
+    known = door.world.loop.samples.of_role("seed")[0].sample_id
+    body = {"sample_ids": [known], "reason": "labelled wrongly", "actor": "anna"}
+    assert door.post("/samples/withdraw", body).json() == {"changed": 1}
+    assert door.post("/samples/withdraw", body).json() == {"changed": 0}
+    assert door.get("")["samples"] == {"seed": 2, "gone": 1}
+    assert door.get(f"/samples/{known}")["label"]["origin"] == "seed"
+    assert {"kind": "sample", "reference": known, "reason": "labelled wrongly"} in door.get("/refusals")
+    problem(door.post("/samples/withdraw", {**body, "sample_ids": ["0" * 32]}), 404, "Missing", "nothing was withdrawn")
+
+
+def test_uploaded_images_of_one_group_are_held_out_together(door: Door) -> None:
+    rng = np.random.default_rng(22)
+    pictures = [picture("red", rng) for _ in range(60)]
+    groups = [f"camera-{number % 12}" for number in range(60)]
+    files = [("files", (f"{number}.png", data)) for number, data in enumerate(pictures)]
+    answer = door.http.post("/api/v1/loops/colours/images", files=files, data={"groups": json.dumps(groups)})
+    assert answer.json() == {"new": 60, "known": 0, "refused": 0}
+    stored = door.world.loop.samples.get(map(ids.sample_id, pictures)).values()
+    assert {s.group_id for s in stored} == set(groups)
+    share = door.world.loop.settings.capture.audit_share
+    held_out = {group for group in groups if ids.reserved(group, "colours", share)}
+    assert held_out
+    assert {s.group_id for s in stored if s.role == "audit"} == held_out
+    for wrong in ("[", "[1]", '["a"]', '"a"'):
+        answer = door.http.post("/api/v1/loops/colours/images", files=files[:2], data={"groups": wrong})
+        problem(answer, 400, "BadInput", "groups")
 
 
 def test_rolling_back_answers_with_the_version_that_serves_again(door: Door) -> None:
