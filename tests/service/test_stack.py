@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from hardloop.core import ids
+from hardloop.core.errors import Unavailable
 from hardloop.service import connections as known
 from hardloop.service.client import Client
 from hardloop.service.connections import Connections
@@ -160,7 +161,18 @@ def test_a_user_without_a_model_gets_one_and_everything_is_there_after_a_restart
     assert answer["label"] == "green"
     assert "champion 1" in up.run("status")
 
-    # 4. Ctrl-C ends everything, and the next start finds everything.
+    # 4. kill -9 of our own processes: each is started again, and nothing has happened twice.
+    for module in ("hardloop.service.app", "hardloop.service.predictor"):
+        (process,) = [p for p in up.family() if module in p.cmdline() and "watchdog" not in " ".join(p.cmdline())]
+        process.kill()
+        up.until(lambda dead=process: not dead.is_running(), f"{module} to be gone")
+    answer = up.until(lambda: predicted(up, picture("red", rng)), "the predictor to answer again")
+    assert (answer["model_version"], answer["label"]) == ("1", "red")
+    assert "champion 1" in up.until(lambda: answers(up), "the service to answer again")
+    assert len(up.get("/trainings")) == 1
+    assert len(up.get("/tasks")) == 24
+
+    # 5. Ctrl-C ends everything, and the next start finds everything.
     assert up.process is not None
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(60) == 130
@@ -174,7 +186,7 @@ def test_a_user_without_a_model_gets_one_and_everything_is_there_after_a_restart
     assert up.connections.admin_token == connections.admin_token
     assert len(up.get("/trainings")) == 1
 
-    # 5. Even kill -9 leaves nothing behind.
+    # 6. Even kill -9 leaves nothing behind.
     assert len(up.family()) > 5
     assert up.process is not None
     up.process.kill()
@@ -182,10 +194,22 @@ def test_a_user_without_a_model_gets_one_and_everything_is_there_after_a_restart
     up.all_gone(15)
 
 
+def answers(up: Up) -> str:
+    """What `hardloop status` says, "" while the service is being started again."""
+    try:
+        up.get("")
+    except Unavailable:
+        return ""
+    return up.run("status")
+
+
 def predicted(up: Up, image: bytes) -> dict[str, Any] | None:
-    """The predictor's answer, None before it has a model."""
+    """The predictor's answer, None before it has a model, or while it is being started again."""
     address = f"{up.connections.predictors['colours']}/predict"
-    answer = httpx.post(address, content=image, headers={"Content-Type": "image/png"}, timeout=10, trust_env=False)
+    try:
+        answer = httpx.post(address, content=image, headers={"Content-Type": "image/png"}, timeout=10, trust_env=False)
+    except httpx.TransportError:
+        return None
     if answer.status_code == 503:
         return None
     assert answer.status_code == 200, answer.text

@@ -8,11 +8,14 @@ from secrets import token_hex
 
 import pytest
 
+from hardloop.core import ids
 from hardloop.core.blobs import S3Settings
 from hardloop.service.embedded import LabelStudioEndpoint
 from tests.fakes.loops import LABELS, picture
 from tests.service.bombs import POINTS
 from tests.service.harness import World
+from tests.service.scenes import put_capture_file, record_of
+from training import datasets
 
 pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -149,6 +152,70 @@ def test_the_loop_follows_annotators_who_change_their_minds(world: World) -> Non
     assert len(refused) == 1
     assert "purple" in refused[0]["refused"]
     assert sum(row["skipped"] for row in world.get("annotations")) == 1
+
+
+def test_answers_changed_and_deleted_while_a_training_runs_count_in_the_next(world: World) -> None:
+    world.start()
+    first = world.first_model()
+    world.capture(30, first)
+    world.until(lambda: sum(world.get("")["samples"].get(r, 0) for r in ("pool", "audit")) == 30, "all samples")
+    world.client.run(world.name, {"steps": ["mine"], "budget": 12})
+    world.client.post(f"/loops/{world.name}/queue/approve", {"actor": "reviewer"})
+    world.until(lambda: len(world.get("tasks")) == 12, "the tasks")
+    tasks = [
+        t for t in world.studio_tasks() if world.get(f"samples/{t['data']['sample_id']}")["sample"]["role"] == "pool"
+    ]
+    early, late = tasks[:7], tasks[7:]
+    given = {task["data"]["sample_id"]: world.answer(task) for task in early}
+    world.until(lambda: any(t["state"] == "running" for t in world.get("trainings")), "the round's training to run")
+    changed, deleted = early[0]["data"]["sample_id"], early[1]["data"]["sample_id"]
+    other = next(label for label in LABELS if label != world.truth[changed])
+    with world.studio() as http:
+        value = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [other]}}
+        http.patch(f"/api/annotations/{given[changed]}/", json={"result": [value]}).raise_for_status()
+        http.delete(f"/api/annotations/{given[deleted]}/").raise_for_status()
+    given.update({task["data"]["sample_id"]: world.answer(task) for task in late})
+    expected = {sample: world.truth[sample] for sample in given} | {changed: other}
+    del expected[deleted]
+
+    def learned() -> dict[str, str]:
+        """What the newest dataset version holds of the round, by sample."""
+        rows = datasets.load(world.blobs(), world.get("datasets")[-1]["key"]).rows
+        return {row.sample_id: row.label for row in rows if row.sample_id in given}
+
+    # Too few changes to fire the trigger by themselves are trained on when a person asks.
+    world.until(lambda: all(t["state"] == "trained" for t in world.get("trainings")), "the training to end")
+    world.until(lambda: {r["sample_id"] for r in world.get("labels") if r["label"]} >= set(expected), "all answers")
+    if learned() != expected:
+        job = world.client.run(world.name, {"steps": ["train", "promote"], "manual": True})
+        assert job["state"] == "done", job
+    assert learned() == expected
+    keys = [t["dataset_number"] for t in world.get("trainings")]
+    assert len(keys) == len(set(keys)), "a dataset version was trained on twice"
+    live = {row["annotation_id"] for row in world.get("annotations") if row["deleted_at"] is None}
+    assert live == {number for sample, number in given.items() if sample != deleted}
+
+
+def test_unusable_images_in_captures_are_refused_by_name_and_the_others_are_kept(world: World) -> None:
+    """Through the real store, as a careless writer would leave them: one capture file, one good record in six."""
+    world.start()
+    good, *bad = (picture("red", world.rng) for _ in range(6))
+    stored = {good: good, bad[0]: b"", bad[1]: bad[1][: len(bad[1]) // 2], bad[2]: b"hello", bad[3]: None}
+    oversized = _bomb()
+    blobs = world.blobs()
+    for image, data in (*stored.items(), (oversized, oversized)):
+        if data is not None:
+            blobs.put(ids.image_key(ids.sample_id(image), "png"), data, "image/png")
+    records = [record_of(image, world.name) for image in (*stored, oversized)]
+    put_capture_file(blobs, records, loop=world.name)
+    world.until(lambda: len(world.get("refusals")) == 5, "five refusals")
+    assert sum(world.get("")["samples"].values()) == 1
+    reasons = {int(row["reference"].rsplit("#", 1)[1]): row["reason"] for row in world.get("refusals")}
+    assert "content hash" in reasons[1]
+    assert "content hash" in reasons[2]
+    assert "content hash" in reasons[3]
+    assert "no object" in reasons[4]
+    assert "pixels" in reasons[5]
 
 
 def test_unusable_images_are_refused_by_name_and_the_others_are_kept(world: World) -> None:
