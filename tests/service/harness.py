@@ -53,6 +53,15 @@ min_mined = 5
 """
 
 
+def wait_for(found: Callable[[], T], what: str, timeout_s: float = 90, told: Callable[[], str] = str) -> T:
+    """Ask until the answer is true; fails the test, with what `told` says, when time runs out."""
+    deadline = time.monotonic() + timeout_s
+    while not (answer := found()):
+        assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{told()}"
+        time.sleep(0.1)
+    return answer
+
+
 @dataclass
 class World:
     """One loop of its own on the session's servers, and a service process that may be killed and started again."""
@@ -145,11 +154,7 @@ class World:
 
     def until(self, found: Callable[[], T], what: str, timeout_s: float = 90) -> T:
         """Ask until the answer is true; fails the test, with the service's log, when time runs out."""
-        deadline = time.monotonic() + timeout_s
-        while not (answer := found()):
-            assert time.monotonic() < deadline, f"waited {timeout_s} s for {what}\n{self.log()}"
-            time.sleep(0.1)
-        return answer
+        return wait_for(found, what, timeout_s, self.log)
 
     # ------------------------------------------------------------ what people and production do
 
