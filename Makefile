@@ -29,6 +29,7 @@ lint: environment
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy tools/*.py benchmarks/*.py
 	@$(BIN)/lint-imports
 
 environment:

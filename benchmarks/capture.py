@@ -18,6 +18,7 @@ import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,8 +43,8 @@ def jpegs(number: int, size: int, rng: np.random.Generator) -> list[bytes]:
 
 
 def timed_calls(
-    capture: Capture, pictures: list, per_s: float | None, seconds: float, rng: np.random.Generator
-) -> dict:
+    capture: Capture, pictures: list[Any], per_s: float | None, seconds: float, rng: np.random.Generator
+) -> dict[str, Any]:
     """Call `log` for a while; a fifth of the answers are unsure. Returns microseconds per call at several quantiles.
 
     Wall time is what a caller waits; on a machine with other work most of its tail is that work. CPU time is the
@@ -52,7 +53,8 @@ def timed_calls(
     sure, unsure = np.full(10, 0.01, dtype=np.float32), np.full(10, 0.1, dtype=np.float32)
     sure[3] = 0.91
     embedding = rng.normal(size=128).astype(np.float32)
-    took, worked = [], []
+    took: list[float] = []
+    worked: list[float] = []
     start = time.perf_counter()
     while (now := time.perf_counter()) - start < seconds:
         if per_s is not None and (wait := start + len(took) / per_s - now) > 0:
@@ -83,7 +85,7 @@ def timed_calls(
     }
 
 
-def decisions(store: BlobStore, seconds: float, rng: np.random.Generator) -> dict:
+def decisions(store: BlobStore, seconds: float, rng: np.random.Generator) -> dict[str, Any]:
     """Every combination of picture and pace, each with a capture of its own."""
     pictures = {
         "jpeg": jpegs(64, 224, rng),
@@ -99,7 +101,7 @@ def decisions(store: BlobStore, seconds: float, rng: np.random.Generator) -> dic
     return results
 
 
-def persisting(store: BlobStore, rng: np.random.Generator) -> dict:
+def persisting(store: BlobStore, rng: np.random.Generator) -> dict[str, Any]:
     """Images per second through capture, and through plain puts of the same bytes by one thread."""
     files = jpegs(PERSISTED, 96, rng)
     begun = time.perf_counter()

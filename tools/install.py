@@ -10,6 +10,7 @@ package index torch comes from (for the build with or without CUDA one wants). T
 
 import hashlib
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -69,26 +71,52 @@ def _install_main(say: Say) -> None:
                 "(on Debian and Ubuntu `apt-get install python3-venv`)"
             ) from None
     LOG.unlink(missing_ok=True)
-    pip = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--no-input",
-        "--progress-bar=off",
-        "--no-compile",
-        "-c",
-        str(ROOT / "constraints.txt"),
-    ]
-    if index := os.environ.get("TORCH_INDEX"):
-        _run([*pip, "--index-url", index, TORCH], say)
-    # Our own build then uses the pinned setuptools instead of fetching the newest one.
-    _run([*pip, "setuptools"], say)
-    _run([*pip, "--no-build-isolation", TORCH, "-e", f"{ROOT}[dev]"], say)
+    pip = [str(python), "-m", "pip", "install", "--no-input", "--progress-bar=off", "--no-compile"]
+    index = os.environ.get("TORCH_INDEX", "")
+    if not index and not _has_gpu() and brings_cuda(_report(pip)):
+        say(
+            f"the package index's {TORCH} brings several gigabytes for GPUs, and there is none here: for the build "
+            "without, end this and run it again with TORCH_INDEX set to the index of torch's CPU builds"
+        )
+    for command in commands(pip, index):
+        _run(command, say)
     for old in VENV.glob(".pins-*"):
         old.unlink()
     _stamp().touch()
     say("ready")
+
+
+def commands(pip: list[str], torch_index: str) -> list[list[str]]:
+    """The calls of pip that fill `.venv`, in order."""
+    pinned = [*pip, "-c", str(ROOT / "constraints.txt")]
+    return [
+        # Alone: an index of torch builds need not have what torch depends on in the versions we pin.
+        *([[*pinned, "--index-url", torch_index, "--no-deps", TORCH]] if torch_index else []),
+        # Our own build then uses the pinned setuptools instead of fetching the newest one.
+        [*pinned, "setuptools"],
+        [*pinned, "--no-build-isolation", TORCH, "-e", f"{ROOT}[dev]"],
+    ]
+
+
+def brings_cuda(report: dict[str, Any]) -> bool:
+    """Whether pip's installation report of torch names CUDA's packages among its dependencies."""
+    found = report.get("install") or [{}]
+    required = found[0].get("metadata", {}).get("requires_dist") or []
+    return any(name.startswith(("nvidia-", "cuda-")) for name in required)
+
+
+def _report(pip: list[str]) -> dict[str, Any]:
+    """What pip would install for torch, from its metadata alone; empty where pip cannot say."""
+    asked = [*pip, "--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-", TORCH]
+    answer = subprocess.run(asked, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    try:
+        return dict(json.loads(answer.stdout))
+    except ValueError:
+        return {}
+
+
+def _has_gpu() -> bool:
+    return sys.platform != "linux" or Path("/proc/driver/nvidia").exists() or Path("/dev/kfd").exists()
 
 
 def _run(command: list[str], say: Say) -> None:
