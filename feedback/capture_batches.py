@@ -43,7 +43,7 @@ class CaptureStats:
     offered: calls of `log`. taken: samples per policy, whether or not they could be kept. refused: bad input by reason.
     dropped: taken samples that were not kept, by reason: "queue_full", "closed" (offered to or left over at close),
     "bad_image" (the full decode failed), "unwritable" (the record does not fit the schema), "internal_error".
-    pending, pending_bytes: accepted and not yet safe in the store. last_error: why the store was last tried again.
+    pending, pending_bytes: accepted and not yet safe in the store. last_error: why writing was last tried again.
     """
 
     offered: int

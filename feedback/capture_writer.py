@@ -15,6 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from multiprocessing.util import Finalize, register_after_fork
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakSet
 
@@ -34,7 +35,7 @@ _PARQUET = "application/vnd.apache.parquet"
 
 
 class _GivenUp(Exception):
-    """`close` ran out of time while a batch was being tried again."""
+    """`close` ran out of time while a batch was being tried again, and has counted it as dropped."""
 
 
 class CaptureWriter:
@@ -65,7 +66,7 @@ class CaptureWriter:
         self._queue: deque[Pending] = deque()
         self._queue_bytes = 0
         self._first_waiting = 0  # number of the queue's head: samples are numbered from 0 as they are accepted
-        self._first_in_batch: set[int] = set()
+        self._in_flight: dict[int, list[Pending]] = {}  # batches being written, by their first sample's number
         self._flush_to = 0
         self._hurry = 0
         self._closed = self._abandon = False
@@ -118,22 +119,28 @@ class CaptureWriter:
             target = self._accepted
             self._flush_to = max(self._flush_to, target)
             self._hurry += 1
+            self._start_threads()
             self._changed.notify_all()
             return self._changed.wait_for(lambda: self._oldest() >= target, timeout=timeout_s)
 
     def close(self, timeout_s: float) -> bool:
-        """Refuse new samples, flush, and count what is left when time runs out as dropped. May be called again."""
+        """Refuse new samples, flush, and count what is left when time runs out as dropped. May be called again.
+
+        A batch that hangs in the store's hands then may still arrive; it stays counted as dropped.
+        """
         with self._changed:
             self._closed = True
-        done = self.flush(timeout_s)
+        self.flush(timeout_s)
         with self._changed:
             self._abandon = True
-            self._drop_queue()
-            self._hurry += 1
+            left = self._drop_unsettled()
             self._changed.notify_all()
-        if not done:
-            log.error("capture: closed before everything was written: %s", dict(self._dropped))
-        return done
+        if left:
+            log.error(
+                "capture: closed before %d of %d accepted samples were written; dropped so far: %s",
+                left, self._accepted, dict(self._dropped),
+            )  # fmt: skip
+        return not left
 
     def stats(self) -> CaptureStats:
         """A consistent copy of the counters."""
@@ -162,22 +169,41 @@ class CaptureWriter:
 
     def _oldest(self) -> int:
         """The number of the oldest sample that is not settled; that of the next one when there is none."""
-        return min(self._first_in_batch, default=self._first_waiting)
+        return min(self._in_flight, default=self._first_waiting)
 
     def _start_threads(self) -> None:
-        wanted = 1 if not self._batch_is_full() else self.settings.threads
+        wanted = self.settings.threads if self._batch_is_full() else min(1, len(self._queue))
         while len(self._threads) < wanted:
             thread = threading.Thread(target=self._run, name=f"hardloop-capture-{len(self._threads)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:  # none to be had now: the samples wait, the next offer or flush tries again
+                if self._remember(error):
+                    log.warning("capture: cannot start a thread that writes, trying again: %s", error)
+                return
             self._threads.append(thread)
-            thread.start()
 
-    def _drop_queue(self) -> None:
-        self._dropped.update({"closed": len(self._queue)} if self._queue else {})
-        self._settled += len(self._queue)
-        self._first_waiting += len(self._queue)
-        self._bytes -= self._queue_bytes
+    def _remember(self, error: Exception) -> bool:
+        """Keep why something is tried again. Returns whether it is another reason than the last one."""
+        before, self._last_error = self._last_error, f"{type(error).__name__}: {error}"
+        return self._last_error != before
+
+    def _drop_unsettled(self) -> int:
+        """Settle all that waits or is being written as dropped. Returns how many samples that are."""
         self._queue_bytes = 0
+        self._first_waiting += len(self._queue)
+        unsettled = [*self._queue, *(item for batch in self._in_flight.values() for item in batch)]
         self._queue.clear()
+        self._in_flight.clear()
+        self._settle(unsettled, Counter({"closed": len(unsettled)} if unsettled else {}))
+        return len(unsettled)
+
+    def _settle(self, items: Sequence[Pending], dropped: Counter[str]) -> None:
+        """Count samples, once, as dropped or else as written."""
+        self._dropped.update(dropped)
+        self._written += len(items) - dropped.total()
+        self._settled += len(items)
+        self._bytes -= sum(item.size for item in items)
 
     # ------------------------------------------------------------ the writing side
 
@@ -188,16 +214,13 @@ class CaptureWriter:
             try:
                 self._write(batch, dropped)
             except _GivenUp:
-                dropped = Counter({"closed": len(batch)})
+                return
             except Exception:  # a fault of ours must not end the thread, and with it all capturing
                 log.exception("capture: a batch of %d samples is lost to a fault in Hardloop", len(batch))
                 dropped = Counter({"internal_error": len(batch)})
             with self._changed:
-                self._first_in_batch.discard(first)
-                self._dropped.update(dropped)
-                self._written += len(batch) - dropped.total()
-                self._settled += len(batch)
-                self._bytes -= sum(item.size for item in batch)
+                if self._in_flight.pop(first, None) is not None:  # else `close` has counted it
+                    self._settle(batch, dropped)
                 self._changed.notify_all()
 
     def _take(self) -> tuple[int, list[Pending]] | None:
@@ -221,7 +244,7 @@ class CaptureWriter:
                 size += item.size
             self._queue_bytes -= size
             self._first_waiting += len(batch)
-            self._first_in_batch.add(first)
+            self._in_flight[first] = batch
             return first, batch
 
     def _write(self, batch: Sequence[Pending], dropped: Counter[str]) -> None:
@@ -283,13 +306,13 @@ class CaptureWriter:
         """Wait before the next try; a flush or close cuts it short. Returns the next pause."""
         with self._changed:
             self._retries += 1
-            self._last_error = f"{type(error).__name__}: {error}"
-            if self._abandon:
-                raise _GivenUp
+            self._remember(error)
             hurry = self._hurry
             # Jitter keeps a fleet of servers from coming back all in one moment.
             jittered_s = delay_s * random.uniform(0.5, 1.0)  # noqa: S311
-            hurried = self._changed.wait_for(lambda: self._hurry != hurry, timeout=jittered_s)
+            hurried = self._changed.wait_for(lambda: self._abandon or self._hurry != hurry, timeout=jittered_s)
+            if self._abandon:
+                raise _GivenUp
             return self.settings.first_retry_s if hurried else min(2 * delay_s, self.settings.last_retry_s)
 
     def _opened(self) -> "BlobStore":
@@ -304,15 +327,22 @@ _writers: "WeakSet[CaptureWriter]" = WeakSet()
 
 def _flush_at_exit() -> None:
     for writer in list(_writers):
-        if writer.stats().pending:
-            writer.close(writer.settings.exit_flush_s)
+        writer.close(writer.settings.exit_flush_s)
+
+
+def _finalize(flush: Callable[[], None]) -> None:
+    """Have multiprocessing flush where this process is a child of its own: those leave by os._exit, past atexit."""
+    Finalize(None, flush, exitpriority=100)
 
 
 def _reset_after_fork() -> None:
     for writer in list(_writers):
         writer._reset()
+    _finalize(_flush_at_exit)  # the parent's does nothing here
 
 
 atexit.register(_flush_at_exit)
+_finalize(_flush_at_exit)
+register_after_fork(_flush_at_exit, _finalize)  # multiprocessing's children begin by forgetting all finalizers
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset_after_fork)

@@ -96,7 +96,7 @@ class Champion:
             return False
         failure = self._failure if self._failure and self._failure.version == version else None
         if failure and not insist and time.monotonic() < failure.retry_at:
-            raise failure.error
+            raise failure.error.with_traceback(None)  # each raise adds to the traceback that the error keeps
         try:
             loaded = self._load(version, fetch)
         except HardloopError as error:

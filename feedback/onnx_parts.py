@@ -58,6 +58,8 @@ def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, i
     while position < end:
         tag, position = _varint(data, position, end)
         number, kind = tag >> 3, tag & 7
+        if tag >> 32 or number == 0:  # ONNX Runtime's protobuf reads the lower 32 bits alone: another field than here
+            raise ValueError(f"byte {position} ends the tag {tag:#x}, which no field has")
         first = position
         if kind == 0:
             _, position = _varint(data, position, end)

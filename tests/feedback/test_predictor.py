@@ -207,6 +207,20 @@ def test_external_data_is_found_wherever_a_network_can_hold_a_tensor(tmp_path, p
     assert not has_external_data(path)
 
 
+def test_a_tag_that_other_readers_cut_to_32_bits_is_refused(tmp_path):
+    network = hidden_in("constant node")
+    graph = network.graph.SerializeToString()
+    assert 128 <= len(graph) < 1 << 14
+    network.ClearField("graph")
+    # 0x3A is the tag of `graph`; with 2^32 added, protobuf reads the same one and a walk by the whole number another.
+    tag, length = b"\xba\x80\x80\x80\x10", bytes([len(graph) & 0x7F | 0x80, len(graph) >> 7])
+    for hidden in (tag + length + graph, b"\x02\x00"):  # the second is a field of number 0, which no message has
+        path = tmp_path / "n.onnx"
+        path.write_bytes(network.SerializeToString() + hidden)
+        with pytest.raises(BadModel, match="not an ONNX network"):
+            has_external_data(path)
+
+
 @settings(max_examples=200, deadline=None)
 @given(cut=st.integers(0, 10_000), flip=st.integers(0, 255))
 def test_damaged_networks_are_judged_or_refused_and_never_crash(tmp_path_factory, cut, flip):
