@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardloop.core.records import Pool, PoolState
+from miner.bursts import number_bursts
 from miner.policy import MiningPolicy
 
 _AUDIT_PHASE, _EXPLORATION_PHASE = 0.5, 0.0  # half a step apart: small rounds take one or the other, not both at once
@@ -74,9 +75,11 @@ class Arms:
     """A budget, split, with the uniform arms drawn. All are rows of a pool in ascending order of id.
 
     eligible: what coverage may pick from, exploration's draw taken out. asked: labelled, queued, and exploration's
-    draw: coverage goes around it. asked_before: the same without that draw. labelled: samples with a label to learn
+    draw: coverage goes around it. earlier: the same without that draw. labelled: samples with a label to learn
     from.
-    audit_propensity, exploration_propensity: the chance with which each sample could be drawn. ties_N: breaks ties.
+    audit_propensity: the chance with which each sample of the holdout could be drawn. exploration_propensities: the
+    same of each sample that exploration drew, in its order: less for one of a burst, of which only one could be.
+    ties_N: breaks ties.
     """
 
     budget: int
@@ -84,12 +87,12 @@ class Arms:
     split: Split
     eligible: NDArray[np.int64]
     asked: NDArray[np.int64]
-    asked_before: NDArray[np.int64]
+    earlier: NDArray[np.int64]
     labelled: NDArray[np.int64]
     audit: NDArray[np.int64]
     audit_propensity: float
     exploration: NDArray[np.int64]
-    exploration_propensity: float
+    exploration_propensities: NDArray[np.float64]
     ties_N: NDArray[np.int64]
 
 
@@ -101,28 +104,47 @@ def draw_arms(pool: Pool, budget: int, policy: MiningPolicy, seed: int) -> Arms:
     if pool.audit_asked_N is not None:
         done_N |= audit_N & pool.audit_asked_N
     asked = np.flatnonzero((state_N == PoolState.LABELLED) | (state_N == PoolState.QUEUED))
-    ever_asked = len(asked) + int(done_N.sum()) + int((state_N == PoolState.REJECTED).sum())
     eligible = np.flatnonzero(state_N == PoolState.ELIGIBLE)
     audit_open = np.flatnonzero(audit_N & ~done_N)
     budget_split = split_budget(
-        budget, ever_asked, policy.audit_share, policy.exploration_share, len(audit_open), len(eligible)
+        budget, pool.asked_before, policy.audit_share, policy.exploration_share, len(audit_open), len(eligible)
     )
     audit = draw(audit_open, tie_numbers(pool.ids, seed, "audit"), budget_split.audit)
-    exploration = draw(eligible, tie_numbers(pool.ids, seed, "exploration"), budget_split.exploration)
+    open_, sizes = _one_per_burst(
+        eligible, number_bursts(pool, policy.one_per_burst), asked, tie_numbers(pool.ids, seed, "burst")
+    )
+    exploration = draw(open_, tie_numbers(pool.ids, seed, "exploration"), budget_split.exploration)
     return Arms(
         budget=budget,
         seed=seed,
         split=budget_split,
         eligible=np.setdiff1d(eligible, exploration),
         asked=np.sort(np.concatenate([asked, exploration])),
-        asked_before=asked,
+        earlier=asked,
         labelled=np.flatnonzero((state_N == PoolState.LABELLED) & (pool.labels_N >= 0)),
         audit=audit,
         audit_propensity=len(audit) / max(1, len(audit_open)),
         exploration=exploration,
-        exploration_propensity=len(exploration) / max(1, len(eligible)),
+        exploration_propensities=len(exploration)
+        / max(1, len(open_))
+        / sizes[np.searchsorted(open_, exploration)].astype(np.float64),
         ties_N=tie_numbers(pool.ids, seed, "tie"),
     )
+
+
+def _one_per_burst(
+    eligible: NDArray[np.int64], bursts_N: NDArray[np.int64], asked: NDArray[np.int64], ties_N: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows a uniform draw may take, ascending: every eligible one outside bursts, and of each burst that nothing
+    was asked of the one with the smallest tie; with how many eligible rows each stands for.
+    """
+    alone = eligible[bursts_N[eligible] < 0]
+    inside = eligible[(bursts_N[eligible] >= 0) & ~np.isin(bursts_N[eligible], bursts_N[asked])]
+    inside = inside[np.lexsort((ties_N[inside], bursts_N[inside]))]
+    _, first, sizes = np.unique(bursts_N[inside], return_index=True, return_counts=True)
+    rows = np.concatenate([alone, inside[first]])
+    order = np.argsort(rows)
+    return rows[order], np.concatenate([np.ones(len(alone), dtype=np.int64), sizes])[order]
 
 
 def interleave(sizes: Sequence[int]) -> list[tuple[int, int]]:

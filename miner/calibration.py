@@ -3,44 +3,17 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from hardloop.core import temperature
 from hardloop.core.records import Floats
-from miner.uncertainty import tempered
 
-_TINY = 1e-12
-_GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
-_LOG_RANGE = np.log(20.0)  # temperatures outside [1/20, 20] mean a broken model or a handful of labels, not calibration
-
-
-def negative_log_likelihood(probs_NC: Floats, truth_N: NDArray[np.int64]) -> float:
-    """Mean of -log(probability of the true class), in nats."""
-    return float(-np.log(np.maximum(probs_NC[np.arange(len(truth_N)), truth_N], _TINY)).mean())
+_TINY = 1e-12  # as in `uncertainty.tempered`: a probability of 0 then has a logarithm
 
 
 def fit_temperature(probs_NC: Floats, truth_N: NDArray[np.int64], min_labels: int) -> float:
-    """The temperature in [1/20, 20] that minimises the audit's negative log-likelihood; 1 with under `min_labels`.
-
-    The loss is convex in 1/temperature and so has one valley in its logarithm; golden-section search finds it to six
-    digits. Source: Guo, Pleiss, Sun, Weinberger 2017, temperature scaling.
-    """
+    """What is left to correct, fitted on the audit as `core.temperature` says; 1 with under `min_labels`."""
     if len(truth_N) < min_labels:
         return 1.0
-
-    def loss(log_temperature: float) -> float:
-        return negative_log_likelihood(tempered(probs_NC, float(np.exp(log_temperature))), truth_N)
-
-    low, high = -_LOG_RANGE, _LOG_RANGE
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    loss_left, loss_right = loss(left), loss(right)
-    while high - low > 1e-7:
-        if loss_left <= loss_right:
-            high, right, loss_right = right, left, loss_left
-            left = high - _GOLDEN * (high - low)
-            loss_left = loss(left)
-        else:
-            low, left, loss_left = left, right, loss_right
-            right = low + _GOLDEN * (high - low)
-            loss_right = loss(right)
-    return float(np.exp((low + high) / 2.0))
+    return temperature.fit_temperature(np.log(np.maximum(probs_NC.astype(np.float64), _TINY)), truth_N)
 
 
 def auroc(score_N: Floats, positive_N: NDArray[np.bool_]) -> float:

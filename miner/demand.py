@@ -1,12 +1,12 @@
 """From a pool to a coverage problem: which samples stand for which, and how much each is worth covering."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardloop.core.records import Floats, Pool
+from miner.bursts import number
 from miner.coverage import Problem
 from miner.neighbours import (
     Graph,
@@ -172,23 +172,6 @@ def pose(pool: Pool, space: Space, demand: Demand, signals: Signals, policy: Min
         strata_SN=np.stack([signals.predicted_N[rows], sources_N[rows]]).astype(np.int64),
         caps_S=np.array([-1 if cap is None else cap for cap in caps], dtype=np.int64),
     )
-
-
-def number(names: Sequence[str]) -> tuple[Rows, dict[str, int]]:
-    """A number per distinct name, in order of first appearance: (number of each entry, number by name)."""
-    numbers: dict[str, int] = {}
-    of_N = np.fromiter((numbers.setdefault(name, len(numbers)) for name in names), dtype=np.int64, count=len(names))
-    return of_N, numbers
-
-
-def number_bursts(pool: Pool, one_per_burst: bool) -> Rows:
-    """A number per (source, burst), -1 where a sample belongs to none or bursts do not matter."""
-    n = len(pool.ids)
-    if pool.bursts is None or not one_per_burst:
-        return np.full(n, -1, dtype=np.int64)
-    sources = pool.sources if pool.sources is not None else ("",) * n
-    numbers_N, _ = number([f"{source}\x1f{burst}" for source, burst in zip(sources, pool.bursts, strict=True)])
-    return np.where(np.array([burst != "" for burst in pool.bursts], dtype=np.bool_), numbers_N, -1)
 
 
 def in_order(pool: Pool) -> Pool:

@@ -53,7 +53,8 @@ def _receipt(
         weight, duplicates = float(served.demand.weight_G[group]), int(served.space.count_G[group])
         priority, damping = float(served.demand.priority_G[group]), float(served.demand.damping_G[group])
     else:
-        propensity = arms.exploration_propensity if kind is Arm.EXPLORATION else arms.audit_propensity
+        explored = kind is Arm.EXPLORATION
+        propensity = float(arms.exploration_propensities[place]) if explored else arms.audit_propensity
     uncertainty, disagreement = float(signals.uncertainty_N[row]), float(signals.disagreement_N[row])
     nearest_id, similarity = nearest if nearest is not None else (None, None)
     return Receipt(
@@ -101,10 +102,10 @@ def _nearest(
     units, earlier = nearest_earlier(picks, ~is_audit)
     for rank in np.flatnonzero(earlier >= 0):
         best[rank], names[rank] = units[rank], pool.ids[rows[earlier[rank]]]
-    if len(arms.asked_before):
-        units, before = nearest_among(picks, to_grid(pool.embeddings_ND[arms.asked_before], served.space.center_D))
+    if len(arms.earlier):
+        units, before = nearest_among(picks, to_grid(pool.embeddings_ND[arms.earlier], served.space.center_D))
         for rank in np.flatnonzero(units <= best):
-            best[rank], names[rank] = units[rank], pool.ids[arms.asked_before[before[rank]]]
+            best[rank], names[rank] = units[rank], pool.ids[arms.earlier[before[rank]]]
     for rank, name in enumerate(names):
         if name is not None:
             found[rank] = (name, float(picks.similarity(best[rank : rank + 1])[0]))
@@ -123,7 +124,7 @@ def _terms(
         "neighbours": policy.neighbours,
         "warm": float(signals.warm),
         "eligible": len(arms.eligible) + len(arms.exploration),
-        "asked_before": len(arms.asked_before),
+        "covered_before": len(arms.earlier),
         "audit_holdout": holdout,
         "coverage_picks": covered,
         "exploration_picks": len(arms.exploration),

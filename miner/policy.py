@@ -26,7 +26,8 @@ class MiningPolicy(BaseModel):
         Share, Field(description="Part of every budget drawn uniformly from the audit holdout, never trained on.")
     ] = 0.05
     exploration_share: Annotated[
-        Share, Field(description="Part of every budget drawn uniformly from all eligible samples, propensity logged.")
+        Share,
+        Field(description="Part of every budget drawn uniformly from the eligible, one of a burst; propensity logged."),
     ] = 0.05
     neighbours: Annotated[
         int, Field(ge=1, le=4096, description="K: how many nearest neighbours each sample has in the graph.")

@@ -6,8 +6,9 @@ import numpy as np
 
 from hardloop.core.records import Pool
 from miner.budget import Arms
+from miner.bursts import number_bursts
 from miner.coverage import NEAR_DUPLICATE, OVER_CAP, SAME_BURST, Greedy, Taken
-from miner.demand import Demand, Space, lay_out, number_bursts, pose, weigh
+from miner.demand import Demand, Space, lay_out, pose, weigh
 from miner.policy import MiningPolicy
 from miner.signals import Signals
 

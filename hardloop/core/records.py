@@ -85,6 +85,8 @@ class Pool:
     groups, bursts, sources: ids that tie rows together; a burst of "" is none. groups[i] == ids[i] where ungrouped.
     audit_asked_N: AUDIT rows that have been queued or labelled already and must not be asked again.
     quality_N: image quality in [0, 1], 1 is fine, 0 failed a check; None means all 1.
+    asked_before: how many picks all earlier selections made, whatever became of them: small shares of a budget are
+    spread over rounds by it.
     """
 
     ids: tuple[str, ...]
@@ -99,6 +101,7 @@ class Pool:
     sources: tuple[str, ...] | None = None
     audit_asked_N: NDArray[np.bool_] | None = None
     quality_N: Floats | None = None
+    asked_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)

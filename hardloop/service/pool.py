@@ -101,6 +101,7 @@ def assemble(
         bursts=tuple(s.burst_id or "" for s in rows),
         sources=tuple(s.source for s in rows),
         audit_asked_N=audit_asked,
+        asked_before=work.counts()["items"],
     )
 
 

@@ -1,8 +1,13 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from miner.budget import draw, interleave, split_budget, tie_numbers
+from hardloop.core.records import PoolState
+from miner.budget import draw, draw_arms, interleave, split_budget, tie_numbers
+from miner.demand import in_order
+from miner.policy import MiningPolicy
+from tests.miner.pools import make_pool
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=40), st.floats(0, 0.5), st.floats(0, 0.5))
@@ -68,3 +73,39 @@ def test_interleaving_keeps_each_arm_in_order_and_its_share_in_every_prefix(size
         for end in range(total + 1):
             there = sum(a == arm for a, _ in order[:end])
             assert abs(there - size * end / total if total else 0) <= len(sizes)
+
+
+def test_exploration_asks_for_one_sample_of_a_burst_and_none_of_a_burst_that_was_asked_about():
+    bursts = ["a", "a", "a", "b", "b", "", "", "", ""]
+    pool = make_pool(9, bursts=tuple(bursts), state_N=np.array([1, 0, 0, 0, 0, 0, 0, 0, 0], dtype=np.int8),
+                     labels_N=np.array([0] + [-1] * 8))  # fmt: skip
+    pool = in_order(pool)
+    policy = MiningPolicy(audit_share=0.0, exploration_share=1.0)
+    drawn: dict[str, int] = dict.fromkeys(pool.ids, 0)
+    for seed in range(600):
+        arms = draw_arms(pool, 3, policy, seed)
+        assert len(arms.exploration) == 3
+        picked = [pool.bursts[row] for row in arms.exploration]
+        assert "a" not in picked
+        assert picked.count("b") <= 1
+        for row, propensity in zip(arms.exploration, arms.exploration_propensities, strict=True):
+            drawn[pool.ids[row]] += 1
+            assert propensity == pytest.approx(3 / 5 / (2 if pool.bursts[row] == "b" else 1))
+    for row, sample in enumerate(pool.ids):
+        expected = 600 * {"a": 0.0, "b": 0.3, "": 0.6}[pool.bursts[row]]
+        assert abs(drawn[sample] - expected) <= 5 * np.sqrt(expected + 1e-9), "the logged chance is the true one"
+
+
+def test_the_arms_keep_their_shares_whatever_else_is_in_the_pool():
+    """Labels brought by people and samples taken out say nothing about how many picks were made."""
+    policy = MiningPolicy()
+    asked = audit = exploration = 0
+    for round_ in range(40):
+        state_N = np.zeros(400, dtype=np.int8)
+        state_N[: 5 * round_] = PoolState.LABELLED
+        state_N[5 * round_ : 8 * round_] = PoolState.REJECTED
+        state_N[-60:] = PoolState.AUDIT
+        pool = in_order(make_pool(400, seed=round_, state_N=state_N, labels_N=np.full(400, -1), asked_before=asked))
+        arms = draw_arms(pool, 10, policy, round_)
+        asked, audit, exploration = asked + 10, audit + arms.split.audit, exploration + arms.split.exploration
+    assert (asked, audit, exploration) == (400, 20, 20)
