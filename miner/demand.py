@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hardloop.core.records import Floats, Pool
+from hardloop.core.records import Floats, Ints, Pool
 from miner.bursts import number
 from miner.coverage import Problem
 from miner.neighbours import (
@@ -101,12 +101,13 @@ class Demand:
 
     weight_G: Floats
     priority_G: Floats
+    balance_G: Floats
     damping_G: Floats
     sigma: float
 
 
 def weigh(pool: Pool, space: Space, signals: Signals, policy: MiningPolicy, labelled: Rows) -> Demand:
-    """w = priority * count^gamma * damping * ((1 - lam) + lam * uncertainty), 0 for groups asked for already.
+    """w = priority * balance * count^gamma * damping * ((1 - lam) + lam * uncertainty), 0 for groups asked for already.
 
     The method "margin" weighs by uncertainty alone, "random" by nothing.
     """
@@ -119,14 +120,15 @@ def weigh(pool: Pool, space: Space, signals: Signals, policy: MiningPolicy, labe
     open_G = ~space.asked_G
     if policy.method == "random":
         plain_G = np.ones(len(rows))
-        return Demand(np.zeros(len(rows)), plain_G, plain_G, policy.cold_sigma)
+        return Demand(np.zeros(len(rows)), plain_G, plain_G, plain_G, policy.cold_sigma)
     if policy.method == "margin":
         plain_G = np.ones(len(rows))
-        return Demand(np.where(open_G, uncertainty_G, 0.0), plain_G, plain_G, policy.cold_sigma)
+        return Demand(np.where(open_G, uncertainty_G, 0.0), plain_G, plain_G, plain_G, policy.cold_sigma)
     count_G = np.maximum(space.count_G, 1).astype(np.float64) ** policy.duplicates_exponent
     listened_G = (1.0 - signals.lam) + signals.lam * uncertainty_G
-    weight_G = np.where(open_G, priority_G * count_G * damping_G * listened_G, 0.0)
-    return Demand(weight_G, priority_G, damping_G, _sigma(pool, space, signals, policy, labelled))
+    balance_G = _balance(pool, signals.predicted_N[rows], policy, labelled)
+    weight_G = np.where(open_G, priority_G * balance_G * count_G * damping_G * listened_G, 0.0)
+    return Demand(weight_G, priority_G, balance_G, damping_G, _sigma(pool, space, signals, policy, labelled))
 
 
 def _damping(pool: Pool, space: Space, policy: MiningPolicy) -> Floats:
@@ -138,6 +140,17 @@ def _damping(pool: Pool, space: Space, policy: MiningPolicy) -> Floats:
     if pool.quality_N is not None:
         garbage_G |= pool.quality_N[space.row_G] < policy.quality_floor
     return np.where(garbage_G, policy.outlier_damping, 1.0)
+
+
+def _balance(pool: Pool, predicted_G: Ints, policy: MiningPolicy, labelled: Rows) -> Floats:
+    """More for what looks like a class with few labels, less for one with many; 1 where nothing is predicted.
+
+    What a stream is full of is learnt from its first labels; without this the rare classes wait until it is. Counting
+    each class one higher keeps the factor of a class without labels finite.
+    """
+    counts_C = np.bincount(pool.labels_N[labelled], minlength=pool.n_classes) + 1.0
+    factors_C = (counts_C.mean() / counts_C) ** policy.class_balance
+    return np.where(predicted_G < 0, 1.0, factors_C[predicted_G])
 
 
 def _sigma(pool: Pool, space: Space, signals: Signals, policy: MiningPolicy, labelled: Rows) -> float:

@@ -42,7 +42,7 @@ def _receipt(
     arm: int, place: int, rank: int, row: int, nearest: tuple[str, float] | None,
     arms: Arms, signals: Signals, served: Served, policy: MiningPolicy,
 ) -> Receipt:  # fmt: skip
-    gain, weight, covers, duplicates, priority, damping = 0.0, 0.0, 0, 1, 1.0, 1.0
+    gain, weight, covers, duplicates, priority, balance, damping = 0.0, 0.0, 0, 1, 1.0, 1.0, 1.0
     propensity: float | None = None
     kind = (Arm.COVERAGE, Arm.EXPLORATION, Arm.AUDIT)[arm]
     if kind is Arm.COVERAGE:
@@ -52,6 +52,7 @@ def _receipt(
         gain, covers = served.taken.gains[place], served.taken.covers[place]
         weight, duplicates = float(served.demand.weight_G[group]), int(served.space.count_G[group])
         priority, damping = float(served.demand.priority_G[group]), float(served.demand.damping_G[group])
+        balance = float(served.demand.balance_G[group])
     else:
         explored = kind is Arm.EXPLORATION
         propensity = float(arms.exploration_propensities[place]) if explored else arms.audit_propensity
@@ -79,9 +80,11 @@ def _receipt(
         reasons=reasons(
             kind, policy.method, uncertainty=uncertainty, lam=signals.lam if signals.known_N[row] else 0.0,
             disagreement=disagreement, covers=covers, duplicates=duplicates, damping=damping, priority=priority,
+            balance=balance,
             nearest_similarity=similarity, propensity=propensity,
         ),
         priority=priority,
+        balance=balance,
         duplicates=duplicates,
     )  # fmt: skip
 

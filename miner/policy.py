@@ -96,6 +96,13 @@ class MiningPolicy(BaseModel):
     source_quotas: Annotated[
         dict[str, Count], Field(description="Least picks by source, served before anything else.")
     ] = {}
+    class_balance: Annotated[
+        Share,
+        Field(
+            description="How much more samples weigh whose predicted class has few labels: (mean labels of a class / "
+            "labels of this one) to this power, each counted one higher. 0: all classes alike."
+        ),
+    ] = 0.5
     class_priorities: Annotated[
         dict[Count, Priority], Field(description="Factor on the weight of samples by predicted class index; else 1.")
     ] = {}

@@ -6,6 +6,7 @@ _UNSURE = 0.5  # a margin under one half: the second guess has at least a third 
 _DISAGREE = 0.1  # two members at 0.8 and 0.5 for the same class differ by about this much
 _NEW = 0.5  # cosine similarity: more than 60 degrees from everything asked for
 _STRONG = 0.75
+_FEW = 1.25  # at the default exponent: under two thirds of the mean number of labels
 
 
 def reasons(
@@ -19,6 +20,7 @@ def reasons(
     duplicates: int,
     damping: float,
     priority: float,
+    balance: float,
     nearest_similarity: float | None,
     propensity: float | None,
 ) -> tuple[str, ...]:
@@ -49,6 +51,8 @@ def reasons(
         said.append((0.4, f"{duplicates:,} near-identical samples are in the pool"))
     if priority > 1.0:
         said.append((0.9, f"its class or source has priority {priority:g}"))
+    if balance >= _FEW:
+        said.append((0.5, f"few of what it looks like are labelled so far (weighs {balance:.1f} times)"))
     if damping < 1.0:
         said.append((0.0, f"possibly not a usable image: counted at {damping:g} of its weight"))
     if not said:

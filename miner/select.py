@@ -4,7 +4,7 @@
 calls in a notebook. Nothing heavy is imported until a selection is made.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,7 @@ def select(
     *,
     budget: int,
     ids: Sequence[str] | None = None,
-    labelled: Iterable[str | int] = (),
+    labelled: Iterable[str | int] | Mapping[str, int] | Mapping[int, int] = (),
     exclude: Iterable[str | int] = (),
     groups: Sequence[str] | None = None,
     method: Method = "uncertainty-coverage",
@@ -67,7 +67,8 @@ def select(
 
     embeddings: (N, D), finite. probabilities: (N, C), rows sum to 1; a row of NaN has no prediction; None before there
     is a model. ids: N distinct strings; None: the row numbers as text, "0" to "N-1".
-    labelled: ids (row numbers where ids is None) that have a label: never picked, and taken as covered.
+    labelled: ids (row numbers where ids is None) that have a label: never picked, and taken as covered. A mapping
+    from them to their class's index also lets classes with few labels weigh more (`MiningPolicy.class_balance`).
     exclude: ids never to pick that cover nothing. groups: rows that belong together (a video burst, one object): at
     most one sample of a group is picked, none where one is labelled.
     policy: overrides `method`; the default has neither audit nor exploration arm, there being no log to keep.
@@ -94,17 +95,24 @@ def select(
         raise BadInput(
             f"asked for {budget} samples, {may} of {len(names)} may be picked: choose a budget from 0 to {may}"
         )
+    chosen = policy or MiningPolicy(method=method, audit_share=0.0, exploration_share=0.0)
+    # Which class a label says does not matter otherwise, only that there is one: it tells a cold start from a warm one.
+    labels_N = np.where(state_N == PoolState.LABELLED, 0, -1).astype(np.int64)
+    if isinstance(labelled, Mapping) and classes > 1:
+        for name, label in labelled.items():
+            labels_N[row_of[str(name)]] = label
+    else:
+        chosen = chosen.model_copy(update={"class_balance": 0.0})
     pool = Pool(
         ids=names,
         embeddings_ND=matrix_ND,
         state_N=state_N,
-        # Which class a label says does not matter here, only that there is one: it tells a cold start from a warm one.
-        labels_N=np.where(state_N == PoolState.LABELLED, 0, -1).astype(np.int64),
+        labels_N=labels_N,
         n_classes=classes,
         probs_NC=probs_NC,
         bursts=None if groups is None else tuple(groups),
     )
-    return mine(pool, budget, policy or MiningPolicy(method=method, audit_share=0.0, exploration_share=0.0), seed)
+    return mine(pool, budget, chosen, seed)
 
 
 def _mark(

@@ -109,15 +109,15 @@ class Receipt:
     """Why one sample was picked: every term of its score, so that the pick can be recomputed and argued with.
 
     gain: what the pick added to the objective F when it was taken; 0 for uniform arms.
-    weight: its demand weight w_i = priority * duplicates^gamma * damping * ((1 - lambda) + lambda * uncertainty).
+    weight: its demand weight w_i = priority * balance * duplicates^gamma * damping * ((1 - lam) + lam * uncertainty).
     uncertainty, disagreement, damping, lam, sigma, temperature: the terms of that weight and of the kernel.
     covers: how many pool samples came closer to an asked-for one by this pick.
     nearest_picked: the labelled, queued or already picked sample most like this one, and its cosine similarity.
     propensity: chance of being drawn, for the uniform arms; None for coverage.
     predicted: class index the serving model gives it, -1 without a model. confidence: that class's probability.
     reasons: the same in words for annotators and reviewers, the strongest first.
-    priority, duplicates: the remaining terms of the weight: its stratum's factor, and how many near-equal eligible
-    samples it stands for, itself included.
+    priority, balance, duplicates: the remaining terms of the weight: its stratum's factor, that of its predicted class
+    for having few labels, and how many near-equal eligible samples it stands for, itself included.
     """
 
     arm: Arm
@@ -140,6 +140,7 @@ class Receipt:
     policy_digest: str
     reasons: tuple[str, ...]
     priority: float = 1.0
+    balance: float = 1.0
     duplicates: int = 1
 
 

@@ -479,3 +479,38 @@ def test_memory_grows_with_the_neighbours_not_with_the_square_of_the_pool():
     tracemalloc.stop()
     assert peak < 300e6, f"{peak / 1e6:.0f} MB; one float32 per pair would be 576 MB"
     assert seconds < 30, f"{seconds:.0f} s of processor time; a few are expected"
+
+
+def test_a_predicted_class_with_few_labels_weighs_more_and_only_as_much_as_the_exponent_says():
+    """Class 0 has seven labels and class 1 one, so their factors are (5 / 8) and (5 / 2) to the exponent."""
+    probs_NC = np.tile([[0.9, 0.1], [0.1, 0.9]], (20, 1))
+    state_N = np.zeros(40, dtype=np.int8)
+    state_N[:8] = PoolState.LABELLED
+    labels_N = np.full(40, -1, dtype=np.int64)
+    labels_N[:8] = [0, 1, 0, 0, 0, 0, 0, 0]
+    pool = make_pool(40, classes=2, probs_NC=probs_NC, state_N=state_N, labels_N=labels_N)
+    for exponent in (0.0, 0.5, 1.0):
+        picks = mine(pool, 26, BARE.model_copy(update={"class_balance": exponent}), 0).picks
+        factors = {pick.receipt.predicted: pick.receipt.balance for pick in picks}
+        expected = {c: (5 / labels) ** exponent for c, labels in ((0, 8), (1, 2))}
+        assert factors == pytest.approx({c: expected[c] for c in factors})
+        assert set(factors) == {0, 1}
+
+
+def test_classes_with_as_many_labels_as_each_other_are_picked_as_without_balance():
+    pool = make_pool(80, classes=3, labelled=12, labels_N=np.array([0, 1, 2] * 4 + [-1] * 68))
+    picks = [mine(pool, 15, BARE.model_copy(update={"class_balance": e}), 3).picks for e in (0.0, 0.5, 1.0)]
+    assert [[p.sample_id for p in found] for found in picks] == [[p.sample_id for p in picks[0]]] * 3
+
+
+def test_select_balances_classes_where_it_is_told_which_they_are():
+    rng = np.random.default_rng(4)
+    embeddings, probabilities = rng.normal(size=(60, 8)), rng.dirichlet(np.ones(3), size=60)
+    told = select(embeddings, probabilities, budget=45, labelled=dict.fromkeys(range(9), 2))
+    untold = select(embeddings, probabilities, budget=45, labelled=range(9))
+    assert {pick.receipt.balance for pick in untold.picks} == {1.0}
+    by_class = {pick.receipt.predicted: pick.receipt.balance for pick in told.picks}
+    assert by_class[0] == by_class[1] == pytest.approx(2.0), "(mean of 1, 1 and 10) to one half"
+    assert by_class[2] == pytest.approx(np.sqrt(0.4))
+    with pytest.raises(BadInput, match="label"):
+        select(embeddings, probabilities, budget=20, labelled={3: 7})
