@@ -88,6 +88,16 @@ def flat_metrics(reports: Sequence[SliceReport]) -> Mapping[str, float]:
     return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
 
+def storable(metrics: Mapping[str, float], labels: Sequence[str]) -> Mapping[str, float]:
+    """Training's numbers for a metric store: the labels in `slice/metric/label` as `flat_metrics` writes them."""
+    names = metric_names(labels)
+    numbers: dict[str, float] = {}
+    for key, value in metrics.items():
+        *kind, label = key.split("/", 2)
+        numbers["/".join([*kind, names.get(label, label)]) if len(kind) == 2 else key] = value
+    return numbers
+
+
 def metric_names(labels: Sequence[str]) -> dict[str, str]:
     """Labels as metric stores take them: letters, digits, '_', '-', '.', ' '; distinct whatever the letters' case."""
     names: dict[str, str] = {}

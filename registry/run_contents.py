@@ -15,7 +15,7 @@ from hardloop.core.errors import BadInput, BadModel
 from hardloop.core.model_files import CARD, ModelCard, file_digest, read_card
 from hardloop.core.records import Evaluation, Interval, SliceVerdict, TrainedModel, Verdict
 from registry import plots
-from registry.metrics import SliceReport, flat_metrics, report
+from registry.metrics import SliceReport, flat_metrics, report, storable
 
 MODEL_FOLDER = "model"
 VERDICT_FILE = "verdict.json"
@@ -42,7 +42,7 @@ class Trained:
     @property
     def metrics(self) -> Mapping[str, float]:
         """What training measured, and every number of the evaluation by slice and class."""
-        return {**self.model.metrics, **flat_metrics(self.reports)}
+        return {**storable(self.model.metrics, self.card.labels), **flat_metrics(self.reports)}
 
 
 def opened(model: TrainedModel) -> Trained:

@@ -1,4 +1,4 @@
-"""How good a model is on samples it did not see, and the temperature that makes its probabilities honest."""
+"""How good a model is on samples it did not see."""
 
 from collections.abc import Sequence
 
@@ -6,32 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardloop.core.records import Evaluation, Floats
-from training.recipes import softmax
 
-MIN_AUDIT = 20  # audit labels from which the temperature is fitted on them alone
 _BINS = 10  # of confidence, for the expected calibration error
-_COLDEST, _HOTTEST = 0.05, 20.0
-
-
-def fit_temperature(logits_NC: Floats, truth_N: NDArray[np.int64]) -> float:
-    """The temperature in [0.05, 20] with the least log loss; 1 without rows.
-
-    The loss is convex in 1 / T, so its slope is followed to zero by bisection. Source: Guo et al. 2017.
-    """
-    if len(truth_N) == 0:
-        return 1.0
-    values_NC = logits_NC.astype(np.float64)
-    true_N = values_NC[np.arange(len(truth_N)), truth_N]
-
-    def slope(inverse: float) -> float:
-        probs_NC = softmax(values_NC, 1.0 / inverse)
-        return float(((probs_NC * values_NC).sum(axis=1) - true_N).mean())
-
-    low, high = 1.0 / _HOTTEST, 1.0 / _COLDEST
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return float(1.0 / (low * high) ** 0.5)
 
 
 def metrics(evaluation: Evaluation, labels: Sequence[str]) -> dict[str, float]:

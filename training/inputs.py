@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from hardloop.core import images
 from hardloop.core.errors import BadImage, BlobMissing
 from hardloop.core.ports import BlobStore, Progress
-from hardloop.core.records import DatasetRow
+from hardloop.core.records import DatasetRow, Split
 from training.recipe import Inputs, Recipe, apply_front
 from training.recipes import choose_size
 
 CHUNK = 256  # images decoded at a time: 3 MB of pixels at 64 x 64
 _CACHE_FORMAT = 1  # raise it when decoding, resizing or a front changes what it makes of an image
 _THREADS = 8  # the store answers slower than one thread decodes
-_SIZE_SAMPLE = 64  # images looked at to choose the input size
+_SIZE_SAMPLE = 64  # images looked at to choose the input size: each is read and decoded at every training
 _NAMED = 5  # unreadable images named in one error
 
 
@@ -72,7 +72,7 @@ class InputReader:
     def __init__(self, blobs: BlobStore, recipe: Recipe, rows: Sequence[DatasetRow], cache: Path) -> None:
         self._blobs = blobs
         self._rows = {row.sample_id: row for row in rows}
-        self.size = recipe.size or self._choose_size([row.sample_id for row in rows])
+        self.size = recipe.size or self._choose_size([row for row in rows if row.split is Split.TRAIN])
         self._front = recipe.front(self.size)
         self._like = apply_front(self._front, np.zeros((1, self.size, self.size, 3), dtype=np.uint8))
         self._cache = InputCache(cache / f"{recipe.space(self.size)}-{_CACHE_FORMAT}.sqlite")
@@ -134,11 +134,16 @@ class InputReader:
         except BlobMissing:
             return f"{name} is not in the store"
 
-    def _choose_size(self, samples: Sequence[str]) -> int:
+    def _choose_size(self, rows: Sequence[DatasetRow]) -> int:
+        """The size for the images that were labelled first, given labels before all.
+
+        Where sizes are mixed, a choice by other images could turn with any new label, and all embeddings with it.
+        """
+        ordered = sorted(rows, key=lambda row: (min(row.annotation_ids, default=0), row.sample_id))
         sides = []
-        for sample in sorted(samples)[:_SIZE_SAMPLE]:
+        for row in ordered[:_SIZE_SAMPLE]:
             try:
-                data = self._blobs.get(self._rows[sample].image_key, max_bytes=images.MAX_BYTES)
+                data = self._blobs.get(row.image_key, max_bytes=images.MAX_BYTES)
                 facts = images.check(data)
             except (BadImage, BlobMissing):
                 continue  # named later, by fetch

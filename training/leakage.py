@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from hardloop.core import ids
 from hardloop.core.errors import Leakage
-from hardloop.core.fingerprint import near_duplicates
+from hardloop.core.fingerprint import components, first_matches
 from hardloop.core.records import DatasetRow, Split
 
 FOLDS = 5
@@ -88,7 +88,7 @@ def _leaks(train: Sequence[DatasetRow], held_out: Sequence[tuple[Reserved, str]]
             reason = f"both are of group {row.group_id!r}, which {holder} holds"
             found[row.sample_id] = Excluded(row.sample_id, sample.sample_id, reason)
     fingerprints = [sample.fingerprint for sample, _ in held_out]
-    for i, j in near_duplicates([row.fingerprint for row in train], fingerprints):
+    for i, j in first_matches([row.fingerprint for row in train], fingerprints).items():
         sample, holder = held_out[j]
         reason = f"near-duplicate images, one of them in {holder}"
         found.setdefault(train[i].sample_id, Excluded(train[i].sample_id, sample.sample_id, reason))
@@ -105,8 +105,7 @@ def _folds(train: Sequence[DatasetRow]) -> dict[str, int]:
             group = parent[group]
         return group
 
-    fingerprints = [row.fingerprint for row in train]
-    for i, j in near_duplicates(fingerprints, fingerprints):
-        low, high = sorted((root(train[i].group_id), root(train[j].group_id)))
+    for row, first in zip(train, components([row.fingerprint for row in train]), strict=True):
+        low, high = sorted((root(row.group_id), root(train[first].group_id)))
         parent[high] = low  # the smallest id stays the root, so the outcome does not depend on the order of pairs
     return {group: fold_of(root(group)) for group in parent}

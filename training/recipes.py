@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from hardloop.core import images
 from hardloop.core.errors import BadData, BadSettings
 from hardloop.core.records import Floats
+from hardloop.core.temperature import softmax
 from training.checkpoints import Checkpoint
 from training.linear_probe import LinearProbe, LinearProbeConfig
 from training.recipe import Examples, Inputs, Recipe, apply_front, logits, own_stream
@@ -81,11 +81,3 @@ def fit_and_score(recipe: Recipe, examples: Examples, test_inputs: Inputs, size:
         weights = recipe.fit(examples, recipe.tune(examples, seed), seed, 0, Checkpoint(None, ""))
         body = recipe.body(examples.n_classes, size)
         return softmax(logits(body, weights, test_inputs, examples.n_classes))
-
-
-def softmax(logits_NC: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
-    """(N, C) probabilities of logits divided by the temperature; rows sum to 1."""
-    scaled_NC = logits_NC.astype(np.float64) / temperature
-    powers_NC = np.exp(scaled_NC - scaled_NC.max(axis=1, keepdims=True))
-    probs_NC: NDArray[np.float64] = powers_NC / powers_NC.sum(axis=1, keepdims=True)
-    return probs_NC

@@ -18,6 +18,7 @@ from hardloop.core.errors import BadModel, Busy, Conflict
 from hardloop.core.model_files import CARD, read_card
 from hardloop.core.ports import BlobStore, Progress
 from hardloop.core.records import DatasetRow, Evaluation, Floats, Split, TrainedModel
+from hardloop.core.temperature import fit_temperature, softmax
 from training import datasets, evaluation, recipes
 from training.checkpoints import Checkpoint
 from training.datasets import Dataset
@@ -48,19 +49,19 @@ def train(
     settings: the recipe's own, see docs/recipes.md. cache: a folder where prepared images are kept from one training to
     the next; without it they are kept until this training ends. An interrupted call continues where it stopped, to
     the same weights. Raises Leakage, BadData, BadImage, ExportMismatch as the port says; Busy while another training
-    works in the folder, Conflict where another model lies there.
+    works in the folder, Conflict where another model lies there. A damaged model is trained again.
     """
     chosen = recipes.named(recipe, settings)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder), own_stream():
         dataset = datasets.load(blobs, dataset_key)
-        job = _job(dataset, chosen, seed)
-        finished = _finished(folder, dataset, job)
+        finished = _finished(folder, dataset, chosen, seed)
         work = folder / _WORK
         if finished is not None:
             shutil.rmtree(work, ignore_errors=True)  # a kill after the card was written left it behind
             return finished
         check_leakage(dataset.rows)
+        job = _job(dataset, chosen, seed, torch.__version__)
         run = _Run(blobs, dataset, chosen, seed, job, folder, cache or work / "inputs", progress)
         result = run.result()
         shutil.rmtree(work, ignore_errors=True)
@@ -165,9 +166,7 @@ class _Run:
         truth_N = _truth(dataset, rows)
         slices = tuple(_SLICES.get(row.split, "mined") for row in rows)
         temperature, source = _temperature(logits_NC, truth_N, np.asarray(slices))
-        scored = Evaluation(
-            tuple(row.sample_id for row in rows), truth_N, recipes.softmax(logits_NC, temperature), slices
-        )
+        scored = Evaluation(tuple(row.sample_id for row in rows), truth_N, softmax(logits_NC, temperature), slices)
         metrics = {**evaluation.metrics(scored, dataset.labels), "temperature": temperature}
         metrics.update({f"train/{name}": value for name, value in _class_counts(dataset).items()})
         params = self._params(reader.size, tuned, source)
@@ -205,16 +204,18 @@ class _Run:
 
 
 def _temperature(logits_NC: Floats, truth_N: NDArray[np.int64], slices_N: NDArray[np.str_]) -> tuple[float, str]:
-    """The temperature, and which rows it was fitted on.
+    """The temperature, and the slices it was fitted on.
 
-    The audit holdout is a uniform slice of production and decides as soon as it has MIN_AUDIT labels; before that, the
-    out-of-fold predictions do, though they were mined, not drawn; without either the temperature stays 1.
+    The out-of-fold predictions are many, but of samples that were mined, not drawn, and by weaker models: what they say
+    is where the audit holdout, a uniform slice of production, begins. Without either the temperature stays 1.
     """
-    for name, least in (("audit", evaluation.MIN_AUDIT), ("mined", 1)):
+    temperature, used = 1.0, []
+    for name in ("mined", "audit"):
         rows = slices_N == name
-        if rows.sum() >= least:
-            return evaluation.fit_temperature(logits_NC[rows], truth_N[rows]), name
-    return 1.0, "none"
+        if rows.any():
+            temperature = fit_temperature(logits_NC[rows], truth_N[rows], temperature)
+            used.append(name)
+    return temperature, ", ".join(used) or "none"
 
 
 def _truth(dataset: Dataset, rows: list[DatasetRow]) -> NDArray[np.int64]:
@@ -235,22 +236,31 @@ def _class_counts(dataset: Dataset) -> dict[str, float]:
     return {"n": sum(counts.values()), **counts}
 
 
-def _job(dataset: Dataset, recipe: Recipe, seed: int) -> str:
+def _job(dataset: Dataset, recipe: Recipe, seed: int, torch_version: str) -> str:
     """What makes two trainings the same: equal jobs give equal weights on one machine."""
     settings = recipe.config.model_dump(mode="json")
-    return ids.digest([dataset.digest, recipe.name, settings, seed, torch.__version__])
+    return ids.digest([dataset.digest, recipe.name, settings, seed, torch_version])
 
 
-def _finished(folder: Path, dataset: Dataset, job: str) -> TrainedModel | None:
-    """The model that lies complete in the folder. Raises Conflict when it is another one."""
+def _finished(folder: Path, dataset: Dataset, recipe: Recipe, seed: int) -> TrainedModel | None:
+    """The model that lies complete in the folder, whichever torch trained it. Raises Conflict when it is another one.
+
+    A damaged one is none: its card is put aside under a name with a dot, and nothing of its training is used again.
+    """
     if not (folder / CARD).exists():
         return None
     try:
-        read_card(folder)
-        summary = json.loads((folder / SUMMARY).read_bytes())
-    except (BadModel, OSError, ValueError) as error:
-        raise Conflict(f"{folder} holds a damaged model ({error}): empty it, or train into another folder") from None
-    if summary.get("job") != job:
+        card = read_card(folder)
+    except BadModel:
+        shutil.rmtree(folder / _WORK, ignore_errors=True)
+        (folder / CARD).replace(folder / f".{CARD}.damaged")
+        return None
+    try:
+        summary = json.loads((folder / SUMMARY).read_bytes()) if SUMMARY in card.files else {}
+        ours = summary["job"] == _job(dataset, recipe, seed, summary["params"]["torch"])
+    except (ValueError, LookupError, TypeError):
+        ours = False  # whole, but of another writer
+    if not ours:
         raise Conflict(f"{folder} holds a model of another training: empty it, or train into another folder")
     return TrainedModel(str(folder), dataset.labels, summary["metrics"], summary["params"])
 

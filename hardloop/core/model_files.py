@@ -24,8 +24,8 @@ class ModelCard(BaseModel):
     Every network takes `image`, uint8 (N, height, width, 3) RGB as `core.images.to_array` makes it, and answers
     `logits`, float32 (N, C), and `embedding`, float32 (N, D). All preprocessing is inside the network.
     encoder: names the embedding's space; embeddings compare only within one encoder.
-    temperature: divides the logits of every member before the softmax; fitted on the audit holdout once it has enough
-    labels, on out-of-fold predictions before that, 1 where there are neither.
+    temperature: divides the logits of every member before the softmax; fitted on out-of-fold predictions and then on
+    the audit holdout, each time with a prior (`temperature.py`); 1 where there are neither.
     files: SHA-256 of every other file in the folder.
     """
 

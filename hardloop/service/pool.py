@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardloop.core.fingerprint import near_duplicates
+from hardloop.core.fingerprint import first_matches
 from hardloop.core.ports import BlobStore, Encoder, Progress, Scorer
 from hardloop.core.records import Pool, PoolState
 from hardloop.service import database as db
@@ -83,8 +83,9 @@ def assemble(
     """The pool of a selection, from what the database and the embedding store hold."""
     embedded_ids, vectors_ND = embeddings.load(space)
     row_of = {sample: i for i, sample in enumerate(embedded_ids)}
-    rows = [s for s in samples.all() if s.role in MINED and s.sample_id in row_of]
-    states, audit_asked = _states(rows, work)
+    everyone = samples.all()
+    rows = [s for s in everyone if s.role in MINED and s.sample_id in row_of]
+    states, audit_asked = _states(rows, work, _like_held_out(everyone))
     label_index = {label: i for i, label in enumerate(labels)}
     agreed = {row["sample_id"]: label_index.get(row["label"], -1) for row in work.labels()}
     probs_NC, members_MNC = _probabilities(rows, samples.predictions(version) if version else {}, len(labels))
@@ -105,11 +106,10 @@ def assemble(
     )
 
 
-def _states(rows: Sequence[Sample], work: Work) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+def _states(rows: Sequence[Sample], work: Work, held_out: set[str]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
     labelled = {row["sample_id"] for row in work.labels() if row["label"] is not None}
     items = {item["sample_id"]: item for item in work.queue()}
     skipped = _given_up(work)
-    held_out = _like_held_out(rows)
     states = np.full(len(rows), PoolState.ELIGIBLE, dtype=np.int8)
     asked = np.zeros(len(rows), dtype=np.bool_)
     for i, sample in enumerate(rows):
@@ -127,11 +127,11 @@ def _states(rows: Sequence[Sample], work: Work) -> tuple[NDArray[np.int8], NDArr
     return states, asked
 
 
-def _like_held_out(rows: Sequence[Sample]) -> set[str]:
-    """Samples that look the same as one of the audit holdout."""
-    audit = [s.fingerprint for s in rows if s.role == "audit"]
-    others = [s for s in rows if s.role != "audit"]
-    return {others[i].sample_id for i, _ in near_duplicates([s.fingerprint for s in others], audit)}
+def _like_held_out(everyone: Sequence[Sample]) -> set[str]:
+    """Samples that look the same as one that is there to measure on: of the audit holdout, or brought as legacy."""
+    held = [s.fingerprint for s in everyone if s.role in ("audit", "legacy")]
+    others = [s for s in everyone if s.role not in ("audit", "legacy", "gone")]
+    return {others[i].sample_id for i in first_matches([s.fingerprint for s in others], held)}
 
 
 def _given_up(work: Work) -> set[str]:

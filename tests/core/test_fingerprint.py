@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from hardloop.core import fingerprint as module
-from hardloop.core.fingerprint import SIZE, fingerprint, near_duplicates
+from hardloop.core.fingerprint import SIZE, components, fingerprint, first_matches
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CLOTHING = SHARED / "clothing10" / "clothing10.zip"
@@ -26,8 +26,12 @@ def absent(path: Path) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not path.exists(), reason=f"needs {path.name} in ../shared/data")
 
 
-def distinct_pairs(fingerprints: list[str]) -> set[tuple[int, int]]:
-    return {(i, j) for i, j in near_duplicates(fingerprints, fingerprints) if i < j}
+def twins(fingerprints: list[str]) -> list[list[int]]:
+    """The rows that are tied to others, tied ones together."""
+    tied: dict[int, list[int]] = {}
+    for row, first in enumerate(components(fingerprints)):
+        tied.setdefault(int(first), []).append(row)
+    return [rows for rows in tied.values() if len(rows) > 1]
 
 
 def jpeg(image: Image.Image, quality: int) -> Image.Image:
@@ -60,34 +64,64 @@ def test_differences_within_the_dead_band_set_no_bit():
 def test_flat_images_of_different_brightness_are_not_duplicates():
     black, grey = (fingerprint(Image.new("L", (20, 20), level)) for level in (0, 128))
     assert black[:64] == grey[:64]
-    assert near_duplicates([black], [grey]) == []
-    assert near_duplicates([black], [black]) == [(0, 0)]
+    assert first_matches([black], [grey]) == {}
+    assert first_matches([black], [black]) == {0: 0}
 
 
-hashes = st.lists(st.binary(min_size=SIZE, max_size=SIZE).map(bytes.hex), max_size=6)
+def alike(a: str, b: str) -> bool:
+    """What a near-duplicate is, bit by bit."""
+    one, other = bytes.fromhex(a), bytes.fromhex(b)
+    bits = sum((x ^ y).bit_count() for x, y in zip(one[:32], other[:32], strict=True))
+    levels = sum(abs(x - y) for x, y in zip(one[32:], other[32:], strict=True)) / 64
+    return bits <= module.MAX_HASH_BITS and levels <= module.MAX_THUMB_DIFFERENCE
 
 
-@given(hashes, hashes, st.integers(0, 255), st.integers(0, 5))
-def test_the_pairs_are_those_a_plain_double_loop_finds(left, right, bit, nudge):
-    for one in left[:2]:  # give it something to find: a copy with a flipped bit and a slightly different thumbnail
-        raw = bytearray.fromhex(one)
-        raw[bit // 8] ^= 1 << bit % 8
-        raw[40] = min(255, raw[40] + nudge)
-        right = [*right, raw.hex()]
-    expected = []
-    for i, a in enumerate(map(bytes.fromhex, left)):
-        for j, b in enumerate(map(bytes.fromhex, right)):
-            bits = sum((x ^ y).bit_count() for x, y in zip(a[:32], b[:32], strict=True))
-            levels = sum(abs(x - y) for x, y in zip(a[32:], b[32:], strict=True)) / 64
-            if bits <= module.MAX_HASH_BITS and levels <= module.MAX_THUMB_DIFFERENCE:
-                expected.append((i, j))
-    assert near_duplicates(left, right) == expected
+@st.composite
+def frames(draw: st.DrawFn) -> list[str]:
+    """Up to 24 fingerprints: a few pictures, and changes of one another at and about the limits, in chains too."""
+    found = draw(st.lists(st.binary(min_size=SIZE, max_size=SIZE), min_size=1, max_size=3))
+    for _ in range(draw(st.integers(0, 20))):
+        raw = bytearray(draw(st.sampled_from(found)))
+        for bit in range(draw(st.sampled_from([0, 1, 10, 19, 20, 21]))):
+            raw[bit // 8] ^= 1 << bit % 8
+        step = draw(st.sampled_from([-4, -3, -1, 0, 1, 3, 4]))
+        raw[32:] = bytes(min(255, max(0, level + step)) for level in raw[32:])
+        raw[32] = min(255, raw[32] + draw(st.integers(0, 2)))
+        found.append(bytes(raw))
+    return [raw.hex() for raw in draw(st.permutations(found))]
+
+
+@given(frames(), st.integers(0, 24))
+def test_the_first_matches_are_those_a_plain_double_loop_finds(both, cut):
+    left, right = both[:cut], both[cut:]
+    expected = {i: [j for j, b in enumerate(right) if alike(a, b)] for i, a in enumerate(left)}
+    found = first_matches(left, right)
+    assert found == {i: matches[0] for i, matches in expected.items() if matches}
+    assert list(found) == sorted(found)
+
+
+@given(frames())
+def test_the_components_are_those_that_spreading_from_pair_to_pair_finds(rows):
+    first = list(range(len(rows)))
+    for _ in rows:
+        first = [min(first[j] for j, b in enumerate(rows) if alike(a, b)) for a in rows]
+    assert components(rows).tolist() == first
+
+
+def test_hashes_that_differ_in_every_bit_are_not_taken_for_equal():
+    """256 flipped bits are 0 in eight bits."""
+    assert first_matches(["00" * 32 + "50" * 64], ["ff" * 32 + "50" * 64]) == {}
+
+
+def test_no_images_have_no_near_duplicates():
+    assert first_matches([], ["00" * SIZE]) == first_matches(["00" * SIZE], []) == {}
+    assert components([]).tolist() == []
 
 
 def test_no_two_of_the_digits_are_taken_for_copies():
     pixels = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
-    assert distinct_pairs([fingerprint(Image.fromarray(p)) for p in pixels]) == set()
-    assert distinct_pairs([fingerprint(scaled(Image.fromarray(p), 8)) for p in pixels]) == set()
+    assert twins([fingerprint(Image.fromarray(p)) for p in pixels]) == []
+    assert twins([fingerprint(scaled(Image.fromarray(p), 8)) for p in pixels]) == []
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +134,8 @@ def clothing() -> tuple[list[str], list[Image.Image]]:
 @absent(CLOTHING)
 def test_of_all_clothing10_pairs_only_the_known_look_alikes_are_found(clothing):
     names, photos = clothing
-    pairs = distinct_pairs([fingerprint(photo) for photo in photos])
-    assert [{names[i].split("/")[1][:8] for i in pair} for pair in pairs] == [{"6075b4a5", "637a56e4"}]
+    tied = twins([fingerprint(photo) for photo in photos])
+    assert [{names[i].split("/")[1][:8] for i in rows} for rows in tied] == [{"6075b4a5", "637a56e4"}]
 
 
 @absent(CLOTHING)
@@ -116,7 +150,7 @@ def test_of_all_clothing10_pairs_only_the_known_look_alikes_are_found(clothing):
 )
 def test_changed_copies_of_photos_are_found(clothing, change: Callable[[Image.Image], Image.Image], found_again: float):
     photos = clothing[1][:300]
-    hits = [bool(near_duplicates([fingerprint(photo)], [fingerprint(change(photo))])) for photo in photos]
+    hits = [bool(first_matches([fingerprint(photo)], [fingerprint(change(photo))])) for photo in photos]
     assert np.mean(hits) >= found_again
 
 
@@ -126,5 +160,4 @@ def test_false_copies_are_rare_among_look_alike_clothes():
     """Fashion-MNIST is the hard case: 28 x 28 grey, and thousands of nearly equal trousers."""
     with gzip.open(FASHION) as file:
         pixels = np.frombuffer(file.read(16 + 10_000 * 784), np.uint8, offset=16).reshape(-1, 28, 28)
-    pairs = distinct_pairs([fingerprint(Image.fromarray(p)) for p in pixels])
-    assert len({i for pair in pairs for i in pair}) <= 50
+    assert sum(map(len, twins([fingerprint(Image.fromarray(p)) for p in pixels]))) <= 50

@@ -2,9 +2,14 @@
 
 import io
 import struct
+import subprocess
+import sys
+import threading
 import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from hardloop.core import images
 from hardloop.core.errors import BadImage
 from hardloop.core.images import FORMATS, MAX_BYTES, ImageFacts, check, decode, encode_png, to_array
 
@@ -141,6 +147,94 @@ def test_pixels_that_are_not_numbers_are_refused(value: float) -> None:
 def test_thirty_two_bit_grey_does_not_turn_white() -> None:
     data = saved(Image.fromarray(np.array([[0, 2**30, 2**31 - 1]], dtype=np.int32)), "TIFF")
     assert pixels(data) == [[[0] * 3, [128] * 3, [255] * 3]]
+
+
+def scaled_at_once(values: np.ndarray, mode: str) -> np.ndarray:  # type: ignore[type-arg]
+    """The eight bits of deep pixels by one formula over the whole image."""
+    whites = [65_535.0] if mode.startswith("I;16") else [255.0, 65_535.0, float(2**31 - 1)]
+    if mode == "F":
+        whites.insert(0, 1.0)
+    brightest = float(values.max(initial=0.0))
+    white = next((w for w in whites if brightest <= w), brightest)
+    return (np.clip(values.astype(np.float64) / white, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mode=st.sampled_from(["I;16", "I;16B", "I", "F"]),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    low=st.sampled_from([0, -70_000]),
+    high=st.sampled_from([1, 255, 256, 65_535, 65_536, 2**31 - 1]),
+    rows=st.integers(1, 7),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_deep_pixels_come_out_the_same_however_many_are_scaled_at_a_time(
+    mode: str, size: tuple[int, int], low: int, high: int, rows: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    if mode.startswith("I;16"):
+        values = rng.integers(0, min(high, 65_535), size[::-1], endpoint=True).astype(
+            "<u2" if mode == "I;16" else ">u2"
+        )
+        image = Image.frombytes(mode, size, values.tobytes())
+    else:
+        values = rng.uniform(low, high, size[::-1]).astype(np.float32 if mode == "F" else np.int32)
+        image = Image.fromarray(values)
+    data = saved(image, "TIFF")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_BAND", rows * size[0])
+        found = np.asarray(decode(data))
+    np.testing.assert_array_equal(found, np.stack([scaled_at_once(values, mode)] * 3, axis=-1))
+
+
+PEAK = """
+import resource, sys
+from hardloop.core.images import decode
+data = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode(data)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize(("depth", "colour", "row"), [(16, 0, 2), (8, 0, 1), (8, 2, 3)], ids=["deep", "grey", "colour"])
+def test_the_largest_image_takes_no_more_than_its_pixels_twice(
+    tmp_path: Path, depth: int, colour: int, row: int
+) -> None:
+    """Pillow keeps four bytes for a pixel of colour: 256 MB here."""
+    width, height = 8_000, 7_990
+    (tmp_path / "zeros.png").write_bytes(png(width, height, depth, colour, bytes((1 + row * width) * height)))
+    told = subprocess.run([sys.executable, "-c", PEAK, tmp_path / "zeros.png"], capture_output=True, check=True)
+    assert float(told.stdout) < 2 * 4 * width * height / 2**20 + 50
+
+
+def test_few_large_images_are_decoded_at_a_time_and_small_ones_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = (saved(Image.new("L", (side, side)), "PNG") for side in (40, 8))
+    inside, most, lock = 0, 0, threading.Lock()
+    waiting = threading.Event()
+    upright = images.ImageOps.exif_transpose
+
+    def slow(image: Image.Image, **options: bool) -> Image.Image | None:
+        nonlocal inside, most
+        if image.width == 40:
+            with lock:
+                inside, most = inside + 1, max(most, inside + 1)
+            waiting.wait(20)
+            with lock:
+                inside -= 1
+        return upright(image, **options)
+
+    monkeypatch.setattr(images.ImageOps, "exif_transpose", slow)
+    monkeypatch.setattr(images, "LARGE_PIXELS", 1_000)
+    with ThreadPoolExecutor(8) as pool:
+        found = [pool.submit(decode, large) for _ in range(6)]
+        assert pool.submit(decode, small).result(20).size == (8, 8)
+        waiting.set()
+        assert [one.result(20).size for one in found] == [(40, 40)] * 6
+    assert 1 <= most <= images.LARGE_AT_ONCE
+    for _ in range(images.LARGE_AT_ONCE + 1):  # a refusal gives its place back
+        with pytest.raises(BadImage, match="truncated"):
+            decode(large[:45])
 
 
 def test_a_palette_becomes_its_colours() -> None:

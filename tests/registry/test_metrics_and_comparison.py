@@ -12,7 +12,7 @@ from hardloop.core.errors import BadShape
 from hardloop.core.records import Evaluation
 from registry import plots
 from registry.comparison import compare
-from registry.metrics import flat_metrics, metric_names, report
+from registry.metrics import flat_metrics, metric_names, report, storable
 
 LABELS = ("cat", "dog", "owl")
 
@@ -62,6 +62,13 @@ def test_flat_metrics_leave_out_what_is_undefined() -> None:
 def test_labels_become_distinct_names_that_metric_stores_take() -> None:
     names = metric_names(["ankle boot", "größe", "猫", "犬", "a/b", "a_b", "A_B", "../x", "."])
     assert list(names.values()) == ["ankle boot", "gr__e", "_", "_-3", "a_b", "a_b-5", "A_B-6", "_x", "class"]
+
+
+def test_numbers_of_training_get_the_registrys_names_for_their_labels_and_keep_all_others() -> None:
+    told = {"audit/n": 1.0, "temperature": 2.0, "train/support/n": 3.0, "train/support/N": 4.0, "audit/recall/a/b": 5.0}
+    assert storable(told, ("N", "n", "a/b")) == {
+        "audit/n": 1.0, "temperature": 2.0, "train/support/n-1": 3.0, "train/support/N": 4.0, "audit/recall/a_b": 5.0,
+    }  # fmt: skip
 
 
 def test_a_report_refuses_labels_that_do_not_fit() -> None:

@@ -5,12 +5,14 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
 
 import pytest
 
+from hardloop.core import evaluations
 from hardloop.core.errors import BadInput, BadModel, BadSettings, Conflict, HardloopError, Missing, Unavailable
 from hardloop.core.model_files import CARD
 from registry.mlflow_client import MlflowSettings
@@ -18,6 +20,7 @@ from registry.mlflow_registry import MlflowRegistry
 from tests.registry.cut_wire import Wire, wire_to
 from tests.registry.test_registry_contract import VERDICT
 from tests.registry.trained import trained_model
+from training import evaluation
 
 pytestmark = pytest.mark.real
 
@@ -86,6 +89,30 @@ def test_a_run_holds_all_that_a_person_needs_to_judge_and_repeat_it(
     }  # fmt: skip
     assert client.get_model_version_by_alias(f"hardloop-{loop}", "candidate").run_id == version.run_id
     assert registry.run_url(version).endswith(f"/#/experiments/{run.info.experiment_id}/runs/{version.run_id}")
+
+
+def test_labels_that_mlflow_would_refuse_in_a_name_are_registered_with_all_their_numbers(
+    registry: MlflowRegistry, client: Any, tmp_path: Path
+) -> None:
+    labels = (
+        "hat, red", "hat; red", "a/b", "a_b", "A_B", "..", "/", "dir/", "../up", "Ünï", "猫", "x<y>", "100%",
+        "it's C++", "mined/recall", "n" * 300, "(a) & #1",
+    )  # fmt: skip
+    model = trained_model(tmp_path / "trained", labels=labels)
+    found = evaluations.read((tmp_path / "trained" / evaluations.FILE).read_bytes())
+    model = replace(model, metrics={**model.metrics, **evaluation.metrics(found, labels)})
+    version = registry.register(model, "key-1", "d", "0")
+    assert version.labels == labels
+    metrics = client.get_run(version.run_id).data.metrics
+    support = {name: value for name, value in metrics.items() if name.startswith("train/support/")}
+    assert sorted(support.values()) == [float(i) for i in range(len(labels))]
+    assert {name: support[f"train/support/{name}"] for name in ("hat_ red", "hat_ red-1", "a_b", "a_b-3", "A_B-4")} == {
+        "hat_ red": 0, "hat_ red-1": 1, "a_b": 2, "a_b-3": 3, "A_B-4": 4,
+    }  # fmt: skip
+    for kind in ("audit/f1", "audit/recall"):  # the registry's own number, and one that training and registry both give
+        named = {name.removeprefix(f"{kind}/") for name in metrics if name.startswith(f"{kind}/")}
+        assert named
+        assert named <= {name.removeprefix("train/support/") for name in support}
 
 
 def test_the_verdict_can_be_read_on_the_version(registry: MlflowRegistry, client: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from hardloop.core.errors import BadData, BadModel
 from training import recipes
 from training.checkpoints import Checkpoint
-from training.evaluation import calibration_error, fit_temperature, metrics
+from training.evaluation import calibration_error, metrics
 from training.export import rebuild
 from training.leakage import fold_of
 from training.linear_probe import _Problem
@@ -170,21 +170,6 @@ def test_streams_of_different_purposes_do_not_meet():
 
 
 class TestEvaluation:
-    def test_the_temperature_undoes_a_known_overconfidence(self):
-        """Truth is drawn from the logits' own probabilities; logits tripled need the temperature 3."""
-        rng = np.random.default_rng(0)
-        values = rng.normal(size=(20_000, 4)) * 1.5
-        probs = recipes.softmax(values)
-        truth = (probs.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
-        assert fit_temperature(values * 3, truth) == pytest.approx(3.0, rel=0.03)
-        assert fit_temperature(values, truth) == pytest.approx(1.0, rel=0.03)
-
-    def test_the_temperature_stays_within_bounds(self):
-        sure = np.array([[9.0, 0.0], [0.0, 9.0]])
-        assert fit_temperature(sure, np.array([0, 1])) == pytest.approx(0.05, rel=1e-6)
-        assert fit_temperature(sure, np.array([1, 0])) == pytest.approx(20.0, rel=1e-6)
-        assert fit_temperature(np.empty((0, 2)), np.empty(0, dtype=np.int64)) == 1.0
-
     def test_calibration_error_by_hand(self):
         """Two answers at 0.9, one right: gap 0.4 on half the rows; two at 0.6, both right: gap 0.4 on the others."""
         probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])

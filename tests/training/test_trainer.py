@@ -1,6 +1,7 @@
 """A whole training on real digits: values, determinism, what is refused, and what lies in the folder afterwards."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,11 +14,12 @@ import torch
 
 from hardloop.core import errors, evaluations, images
 from hardloop.core.blobs import DirectoryBlobs
-from hardloop.core.model_files import ModelCard, file_digest, read_card
+from hardloop.core.model_files import ModelCard, file_digest, read_card, write_card
 from hardloop.core.records import DatasetRow, Split, TrainedModel
+from tests.training.conftest import LABELS
 from training import datasets, recipes
 from training.export import read_weights
-from training.leakage import assemble
+from training.leakage import assemble, fold_of
 from training.trainer import SUMMARY, train
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ class TestLinearProbe:
 
     def test_probabilities_are_calibrated_by_the_audit_holdout(self, trained):
         model, folder, _, _ = trained
-        assert model.params["temperature_from"] == "audit"
+        assert model.params["temperature_from"] == "mined, audit"
         assert read_card(folder).temperature == pytest.approx(model.metrics["temperature"])
         assert model.metrics["legacy/ece"] < 0.1
 
@@ -130,6 +132,75 @@ class TestLinearProbe:
         assert file_digest(folder / "model.json") == before
 
 
+def copied(folder: Path, to: Path) -> Path:
+    """A finished model, to be meddled with."""
+    return Path(shutil.copytree(folder, to))
+
+
+def test_a_finished_training_is_recognised_by_another_version_of_torch(trained, tmp_path, monkeypatch):
+    """The service does not know which version trained: the same training must not be a conflict after an update."""
+    model, folder, blobs, key = trained
+    before = file_digest(copied(folder, tmp_path / "m") / "model.json")
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
+    found = train(blobs, key, "linear-probe", 0, tmp_path / "m", quiet)
+    assert (found.metrics, found.params) == (model.metrics, model.params)
+    assert file_digest(tmp_path / "m" / "model.json") == before
+    with pytest.raises(errors.Conflict, match="another training"):
+        train(blobs, key, "linear-probe", 1, tmp_path / "m", quiet)
+
+
+def test_fits_of_another_version_of_torch_are_not_continued(stored, folder_blobs, tmp_path, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop_at_third_fit(what: str, done: int, total: int) -> None:
+        if what == "training" and done == 2:
+            raise Stopped
+
+    key = stored(range(40))
+    with pytest.raises(Stopped):
+        train(folder_blobs, key, "linear-probe", 0, tmp_path / "m", stop_at_third_fit)
+    fit = tmp_path / "m" / ".training" / "member-0.safetensors"
+    before = fit.stat().st_mtime_ns
+    monkeypatch.setattr(torch, "__version__", "99.0.0")
+    with pytest.raises(Stopped):
+        train(folder_blobs, key, "linear-probe", 0, tmp_path / "m", stop_at_third_fit)
+    assert fit.stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.json").write_bytes(b"{"),
+        lambda folder: (folder / "model.onnx").write_bytes(b"cut off"),
+        lambda folder: (folder / SUMMARY).unlink(),
+    ],
+    ids=["the card", "a network", "no summary"],
+)
+def test_a_damaged_model_is_trained_again_and_its_card_kept_aside(trained, tmp_path, damage):
+    model, folder, blobs, key = trained
+    damage(copied(folder, tmp_path / "m"))
+    kept = (tmp_path / "m" / "model.json").read_bytes()
+    assert train(blobs, key, "linear-probe", 0, tmp_path / "m", quiet).metrics == model.metrics
+    assert read_card(tmp_path / "m") == read_card(folder)
+    assert (tmp_path / "m" / ".model.json.damaged").read_bytes() == kept
+
+
+@pytest.mark.parametrize("summary", [b"no JSON", b"[]", b'{"job": "1"}', b'{"job": "1", "params": {}}', None])
+def test_a_whole_model_that_no_training_of_ours_left_is_not_touched(trained, tmp_path, summary):
+    _, folder, blobs, key = trained
+    card = read_card(copied(folder, tmp_path / "m"))
+    files = {name: digest for name, digest in card.files.items() if name != SUMMARY}
+    if summary is not None:
+        (tmp_path / "m" / SUMMARY).write_bytes(summary)
+        files[SUMMARY] = file_digest(tmp_path / "m" / SUMMARY)
+    write_card(tmp_path / "m", card.model_copy(update={"files": files}))
+    before = file_digest(tmp_path / "m" / "model.json")
+    with pytest.raises(errors.Conflict, match="another training"):
+        train(blobs, key, "linear-probe", 0, tmp_path / "m", quiet)
+    assert file_digest(tmp_path / "m" / "model.json") == before
+
+
 def test_a_cnn_training_gives_the_same_weights_twice_whatever_the_global_seed(stored, folder_blobs, tmp_path):
     key = stored(range(60), legacy=range(100, 140))
     torch.manual_seed(1)
@@ -160,9 +231,26 @@ def test_a_class_without_training_samples_gets_a_probability_near_zero(stored, f
     assert model.metrics["audit/accuracy"] > 0.85
 
 
-def test_few_audit_labels_leave_the_temperature_to_out_of_fold_predictions(stored, folder_blobs, tmp_path):
-    model = train(folder_blobs, stored(range(80), audit=range(200, 219)), "linear-probe", 0, tmp_path / "m", quiet)
-    assert model.params["temperature_from"] == "mined"
+def test_a_few_audit_labels_hardly_move_the_temperature_of_the_out_of_fold_predictions(
+    stored, folder_blobs, digits, tmp_path
+):
+    """The audit digits are ones that the model reads rightly: alone they would call for endless confidence."""
+    bare = train(folder_blobs, stored(range(80)), "linear-probe", 0, tmp_path / "bare", quiet)
+    assert bare.params["temperature_from"] == "mined"
+    card = read_card(tmp_path / "bare")
+    called = answers(tmp_path / "bare", card, [digits.files[i] for i in range(200, 260)])[0].argmax(axis=1)
+    right = [200 + i for i, named in enumerate(called) if LABELS[named] == digits.labels[200 + i]][:20]
+    model = train(folder_blobs, stored(range(80), audit=right), "linear-probe", 0, tmp_path / "audited", quiet)
+    assert model.metrics["audit/accuracy"] == 1.0
+    assert 0.7 < model.metrics["temperature"] / bare.metrics["temperature"] < 1.0
+    assert model.params["temperature_from"] == "mined, audit"
+
+
+def test_without_any_row_that_was_left_out_the_temperature_is_one(stored, folder_blobs, digits, tmp_path):
+    """Two groups that fall into one fold: nothing is left to cross-fit with."""
+    one_fold = [i for i in range(60) if fold_of(digits.row(i).group_id) == 0]
+    model = train(folder_blobs, stored(one_fold), "linear-probe", 0, tmp_path / "m", quiet)
+    assert (model.params["temperature_from"], model.metrics["temperature"]) == ("none", 1.0)
 
 
 def test_one_class_alone_is_refused_by_its_name(stored, folder_blobs, digits, tmp_path):

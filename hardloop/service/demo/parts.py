@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from hardloop.core import ids
 from hardloop.core.errors import BadData, BadSettings
-from hardloop.core.fingerprint import near_duplicates
+from hardloop.core.fingerprint import first_matches
 from hardloop.service.demo.items import TEST, VAL, DemoData, DemoItem, Parts
 
 TEST_SHARE = 0.25
@@ -126,8 +126,7 @@ def _shuffled(items: Sequence[DemoItem], purpose: str, seed: int) -> tuple[DemoI
 def _without_copies(
     items: tuple[DemoItem, ...], kept: Sequence[DemoItem], where: str, of: str, notes: list[str]
 ) -> tuple[DemoItem, ...]:
-    pairs = near_duplicates([item.fingerprint for item in items], [item.fingerprint for item in kept])
-    copies = {i for i, _ in pairs}
+    copies = first_matches([item.fingerprint for item in items], [item.fingerprint for item in kept])
     if copies:
         notes.append(f"{len(copies)} near-duplicate(s) of {of} were taken out of {where}.")
     return tuple(item for i, item in enumerate(items) if i not in copies)
