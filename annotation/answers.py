@@ -4,6 +4,7 @@ Label Studio itself checks neither labels nor names nor types (`docs/label-studi
 """
 
 import math
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -12,8 +13,8 @@ from hardloop.core.errors import BadAnswer
 from hardloop.core.records import Annotation, JsonValue, RefusedAnnotation, TaskState
 
 ORIGINS = ("manual", "prediction", "prediction-changed")
-MAX_SAMPLE_ID_CHARS = 64
 MAX_LEAD_TIME_S = 30 * 86_400.0
+_SAMPLE_ID = re.compile(r"[0-9a-f]{32}")  # as `hardloop.core.ids.sample_id` makes them
 _MAX_ID = 2**63 - 1  # ids are BIGINT in the tool and in our database
 
 
@@ -27,7 +28,7 @@ def read_task(raw: JsonValue, schema: LabelSchema, names: Mapping[int, str]) -> 
     task_id, sample_id, updated_at = _identity(raw.get("id")), data.get("sample_id"), _moment(raw.get("updated_at"))
     if task_id is None or updated_at is None:
         return None
-    if not isinstance(sample_id, str) or not 0 < len(sample_id) <= MAX_SAMPLE_ID_CHARS:
+    if not isinstance(sample_id, str) or not _SAMPLE_ID.fullmatch(sample_id):
         return None
     answers = raw.get("annotations")
     read = [
@@ -113,7 +114,7 @@ def _choice(result: JsonValue, schema: LabelSchema) -> tuple[str, str]:
 def _annotator(value: JsonValue, names: Mapping[int, str]) -> str:
     if isinstance(value, dict):
         email = value.get("email")
-        if isinstance(email, str) and 0 < len(email) <= 254:
+        if isinstance(email, str) and 0 < len(email) <= 254 and email.isprintable():
             return email
         value = value.get("id")
     number = _identity(value)

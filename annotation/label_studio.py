@@ -226,8 +226,10 @@ class LabelStudioTool:
         return frozenset(int(task["id"]) for task in self._api.tasks(self._project_id, (), "id", page_size=2000))
 
     def _names_of(self, tasks: Sequence[Mapping[str, Any]]) -> Mapping[int, str]:
-        seen = {a.get("completed_by") for t in tasks for a in t.get("annotations") or [] if isinstance(a, dict)}
-        if not all(number in self._names for number in seen if isinstance(number, int)):
+        answers = (answer for task in tasks for answer in task.get("annotations") or [] if isinstance(answer, dict))
+        # Who comes as an object brings a name along; anything else that is no number has none.
+        seen = {who for answer in answers if isinstance(who := answer.get("completed_by"), int)}
+        if not seen <= self._names.keys():
             self._names |= self._api.users()
         return self._names
 

@@ -16,6 +16,11 @@ from hardloop.core.errors import BadInput
 from hardloop.core.records import CaptureRecord
 
 VERSION = 1
+MAX_BYTES = 512 * 1024**2  # of a file as it lies in the store, of its columns uncompressed, and of all its texts
+MAX_RECORDS = 10_000  # as many as Capture may be told to write together
+MAX_VALUES = 32_000_000  # 1 GB of Python numbers; twice a full file of 1,000 classes and a committee of 64
+MAX_METADATA = 1024**2  # characters of one record's; JSON of nothing but brackets takes fifty times that in memory
+
 _VERSION_KEY = b"hardloop.capture.version"
 
 SCHEMA = pa.schema(
@@ -54,20 +59,15 @@ def write(records: Sequence[CaptureRecord]) -> bytes:
 
 
 def read(data: bytes, name: str = "capture file") -> list[CaptureRecord]:
-    """The records of a capture file. Raises BadInput naming `name` for other files, versions and impossible values."""
+    """The records of a capture file.
+
+    Raises BadInput naming `name` for other files, versions, files too large and impossible values.
+    """
+    _check_size(name, MAX_BYTES, len(data), "bytes")
     try:
-        table = parquet.read(data)
+        table = _table(data, name)
     except parquet.ERRORS as error:
         raise BadInput(f"{name} is not a Parquet file ({error}): it is damaged or was not written by Capture") from None
-    version = (table.schema.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
-    if version != str(VERSION):
-        raise BadInput(
-            f"{name} has capture schema version {version}: this Hardloop reads version {VERSION}; upgrade it"
-        )
-    if not table.schema.remove_metadata().equals(SCHEMA.remove_metadata()):
-        raise BadInput(
-            f"{name} claims capture schema version {VERSION} but its columns differ: see docs/capture-schema.md"
-        )
     try:
         rows = table.to_pylist()
     except (
@@ -77,6 +77,51 @@ def read(data: bytes, name: str = "capture file") -> list[CaptureRecord]:
     ) as error:  # moments after the year 9999, text that is not UTF-8
         raise BadInput(f"{name} holds values that its columns cannot have ({error}): it is damaged") from None
     return [_record(row, f"{name}, row {number}") for number, row in enumerate(rows)]
+
+
+def _table(data: bytes, name: str) -> pa.Table:
+    """The file's table, its version, columns and size checked before anything of that size is in memory.
+
+    Texts come as dictionaries: a file may repeat a long text at no cost to itself.
+    """
+    file = parquet.open_file(data)
+    version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"none").decode(errors="replace")
+    if version != str(VERSION):
+        raise BadInput(
+            f"{name} has capture schema version {version}: this Hardloop reads version {VERSION}; upgrade it"
+        )
+    if not file.schema_arrow.remove_metadata().equals(SCHEMA.remove_metadata()):
+        raise BadInput(
+            f"{name} claims capture schema version {VERSION} but its columns differ: see docs/capture-schema.md"
+        )
+    values, uncompressed = parquet.footer_size(file)
+    _check_size(name, MAX_RECORDS, file.metadata.num_rows, "records")
+    _check_size(name, MAX_VALUES, values, "values")
+    _check_size(name, MAX_BYTES, uncompressed, "bytes uncompressed")
+    columns = map(file.schema.column, range(len(file.schema)))
+    table = parquet.decode(parquet.open_file(data, [c.path for c in columns if c.physical_type == "BYTE_ARRAY"]))
+    texts = sum(_text_bytes(chunk) for column in table.columns for chunk in column.chunks)
+    _check_size(name, MAX_BYTES, texts, "bytes of text")
+    return table
+
+
+def _check_size(name: str, limit: int, size: int, unit: str) -> None:
+    if size > limit:
+        raise BadInput(f"{name} holds {size:,} {unit}, more than the {limit:,} accepted for a capture file")
+
+
+def _text_bytes(array: pa.Array) -> int:
+    """How many bytes the texts of a column are once each stands for itself."""
+    import pyarrow.compute as pc  # slow to import, and beside a model, which only writes, never needed
+
+    if pa.types.is_map(array.type):
+        return _text_bytes(array.keys)
+    if pa.types.is_list(array.type):
+        return _text_bytes(array.flatten())
+    if not pa.types.is_dictionary(array.type):
+        return 0
+    lengths = pc.binary_length(array.dictionary)
+    return pc.sum(lengths.take(array.indices.drop_null())).as_py() or 0
 
 
 def _row(record: CaptureRecord) -> dict[str, Any]:
@@ -115,9 +160,11 @@ def _record(row: dict[str, Any], name: str) -> CaptureRecord:
     embedding = None if row["embedding"] is None else np.asarray(row["embedding"], dtype=np.float32)
     if embedding is not None and not np.isfinite(embedding).all():
         raise BadInput(f"{name}: the embedding holds a value that is not finite")
+    if len(row["metadata"]) > MAX_METADATA:
+        raise BadInput(f"{name}: metadata has more than the {MAX_METADATA:,} characters accepted")
     try:
         metadata = {str(k): str(v) for k, v in json.loads(row["metadata"]).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise BadInput(f"{name}: metadata is not a JSON object of strings") from None
     return CaptureRecord(
         sample_id=row["sample_id"],

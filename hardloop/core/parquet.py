@@ -6,6 +6,8 @@ process aborts after its work is done (7 of 60 processes with pyarrow 25; apache
 bytes go in and out through Arrow's own buffers, and are decoded on the caller's thread.
 """
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,9 +22,19 @@ def write(table: pa.Table) -> bytes:
     return bytes(out.getvalue().to_pybytes())
 
 
-def open_file(data: bytes) -> pq.ParquetFile:
-    """A Parquet file with its footer read and nothing decoded yet, for looking before `decode`. Raises ERRORS."""
-    return pq.ParquetFile(pa.BufferReader(data))
+def open_file(data: bytes, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+    """A Parquet file with its footer read and nothing decoded yet, for looking before `decode`. Raises ERRORS.
+
+    dictionaries: paths of text columns to decode as dictionaries, in which a text that repeats is kept once.
+    """
+    return pq.ParquetFile(pa.BufferReader(data), read_dictionary=list(dictionaries))
+
+
+def footer_size(file: pq.ParquetFile) -> tuple[int, int]:
+    """How many values all columns hold, and how many bytes they are uncompressed: what the footer says of it."""
+    groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+    values = sum(group.column(c).num_values for group in groups for c in range(group.num_columns))
+    return values, sum(group.total_byte_size for group in groups)
 
 
 def decode(file: pq.ParquetFile) -> pa.Table:

@@ -14,10 +14,11 @@ from hardloop.core import capture_records, ids, images
 from hardloop.core.errors import BadData, BadInput, BlobMissing
 from hardloop.core.fingerprint import fingerprint
 from hardloop.core.ports import BlobStore, Encoder
-from hardloop.core.records import CaptureRecord
+from hardloop.core.records import CaptureRecord, Floats
 from hardloop.service.samples import Sample, Samples, StoredPrediction
 from hardloop.service.work import GIVEN, Work
 
+_MAX_VERSION = 256  # characters of a model version, as Capture takes them and a selection's row holds them
 _READERS = 8  # concurrent reads: S3 answers in milliseconds, decoding is the rest
 
 
@@ -55,7 +56,7 @@ def read_capture_file(blobs: BlobStore, key: str, loop: str, labels: tuple[str, 
     """
     out = Intake()
     try:
-        records = capture_records.read(blobs.get(key), key)
+        records = capture_records.read(blobs.get(key, capture_records.MAX_BYTES), key)
     except BadInput as error:
         out.refusals.append(("capture file", key, str(error)))
         return out
@@ -185,18 +186,26 @@ def _sample_of(
             )
         name = f"sample {record.sample_id}"
         _check_text(name, source=record.source, group_id=record.group_id, burst_id=record.burst_id,
-                    model_version=record.model_version, image_key=record.image_key)  # fmt: skip
+                    model_version=record.model_version, encoder=record.encoder, image_key=record.image_key)  # fmt: skip
+        if not record.group_id or not 0 < len(record.model_version) <= _MAX_VERSION:
+            raise BadInput(f"{name}: a group and a model version of 1 to {_MAX_VERSION} characters are needed")
         _check_numbers(name, {**record.policies, "propensity": record.propensity or 0.0})
         data = blobs.get(record.image_key, images.MAX_BYTES)
         if ids.sample_id(data) != record.sample_id:
             raise BadInput(f"the image under {record.image_key!r} does not have the content hash {record.sample_id}")
         facts, print_ = _looked_at(data, record.image_key)
+        if ids.reserved(record.group_id, loop, audit_share) and not record.audit:
+            # Capture kept it because a model was unsure of it: in the holdout it would bias every estimate, and where
+            # it is not held out it could be trained on. Only what both draw is a uniform slice of production.
+            raise BadInput(
+                f"{name}: capture drew another audit holdout than this loop: give both the same audit_share "
+                f"(loop: {audit_share:g})"
+            )
     except (BadInput, BlobMissing) as error:
         return error
-    audit = record.audit or ids.reserved(record.group_id, loop, audit_share)
     sample = Sample(
         record.sample_id, record.image_key, record.source, record.group_id, record.burst_id,
-        "audit" if audit else "pool", facts.width, facts.height, print_, record.captured_at,
+        "audit" if record.audit else "pool", facts.width, facts.height, print_, record.captured_at,
     )  # fmt: skip
     return sample, data
 
@@ -224,10 +233,16 @@ def _prediction(record: CaptureRecord, labels: tuple[str, ...]) -> StoredPredict
     return StoredPrediction(
         record.sample_id,
         record.model_version,
-        record.probs_C[order],
-        None if members is None else members[:, order],
+        _shares(record.probs_C[order]),
+        None if members is None else _shares(members[:, order]),
         record.encoder,
         record.policies,
         record.propensity,
         record.captured_at,
     )
+
+
+def _shares(probs: Floats) -> NDArray[np.float32]:
+    """Probabilities, (C,) or (M, C), in [0, 1] and of sum 1; those of a model in half precision are so only nearly."""
+    positive = np.maximum(probs, 0.0, dtype=np.float64)
+    return np.asarray(positive / positive.sum(axis=-1, keepdims=True), dtype=np.float32)

@@ -12,7 +12,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -33,6 +32,7 @@ log = logging.getLogger("hardloop.jobs")
 # Bumped when a workflow's steps change, since a half-finished workflow continues under the code it began with.
 APPLICATION_VERSION = "1"
 KEEP_FINISHED = timedelta(days=2)
+_SWEEP_S = 3600.0  # finished jobs cost nothing but room
 STEPS = ("ingest", "mine", "send", "collect", "train", "promote")
 _LANES = {"train": "training", "promote": "training"}  # so that answers are collected while a model trains
 
@@ -72,7 +72,11 @@ def _plain(value: object) -> Any:
 
 
 class Jobs:
-    """The jobs of one service process. There is one per process, since DBOS is a singleton."""
+    """The jobs of one service process. There is one per process, since DBOS is a singleton.
+
+    errors: by loop and step, why it failed the last time or could not even be looked for; under "schedule" what is in
+    the way of all steps.
+    """
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class Jobs:
         self.tick_s = tick_s
         self.poll_s = poll_s
         self.errors: dict[str, dict[str, str]] = {name: {} for name in loops}
+        self._unseen: dict[str, dict[str, str]] = {name: {} for name in loops}
         self.progress: dict[str, dict[str, Any]] = {}
         self.attention = {name: schedule.Attention() for name in loops}
         self._stopping = threading.Event()
@@ -118,6 +123,11 @@ class Jobs:
         self._ticker.join(timeout_s)
         DBOS.destroy(workflow_completion_timeout_sec=int(timeout_s))
         _install(None)
+
+    @property
+    def alive(self) -> bool:
+        """Whether work is looked for. Where not, nothing happens any more that nobody asks for."""
+        return self._ticker.is_alive()
 
     def hint(self, loop: str) -> None:
         """Answers may be waiting: look at the next tick instead of the next poll."""
@@ -172,11 +182,9 @@ class Jobs:
         try:
             outcome = _call(context, step, arguments, job_id, progress)
         except Exception as error:
-            message = str(error) if isinstance(error, HardloopError) else f"{type(error).__name__}: {error}"
-            if self.errors[loop].get(step) != message:
-                log.warning("loop %s, %s: %s", loop, step, message, exc_info=not isinstance(error, HardloopError))
-                context.work.event("service", f"{step} failed", {"why": message})
-            self.errors[loop][step] = message
+            if step == "ingest" and arguments.get("everything"):
+                self.attention[loop].listed_at = float("-inf")  # what was not listed stays due
+            self._failed(context, step, error)
             raise
         finally:
             self.progress.pop(loop, None)
@@ -185,25 +193,65 @@ class Jobs:
             self.attention[loop].reread_at = time.monotonic()
         return outcome
 
+    def _failed(self, loop: Loop, step: str, error: Exception) -> None:
+        message = _told(error)
+        before, self.errors[loop.name][step] = self.errors[loop.name].get(step), message
+        if message == before:
+            return
+        log.warning("loop %s, %s: %s", loop.name, step, message, exc_info=not isinstance(error, HardloopError))
+        try:
+            loop.work.event("service", f"{step} failed", {"why": message})
+        except Exception as unstored:  # the database may be what is away
+            log.warning("loop %s: no event was stored of it: %s", loop.name, _told(unstored))
+
     def _tick_for_ever(self) -> None:
+        # Nothing may end this thread: nothing would be ingested, collected or trained any more, and nobody told.
         while not self._stopping.wait(self.tick_s):
-            for name, loop in self.loops.items():
+            in_the_way = self._sweep()
+            for name in self.loops:
                 try:
-                    now_s = time.monotonic()
-                    for due in schedule.due(loop, self.attention[name], now_s, self.poll_s):
-                        with suppress(Conflict):  # it waits or runs already, and stays due
-                            self.submit(name, due.chain, due.arguments, once=True)
-                            schedule.asked(self.attention[name], due, now_s)
-                    self.errors[name].pop("schedule", None)
+                    self._note(name, in_the_way | self._look(name))
                 except Exception as error:
-                    # Whatever is away now is looked for again at the next tick; the reason is shown in the status.
-                    message = str(error) if isinstance(error, HardloopError) else f"{type(error).__name__}: {error}"
-                    if self.errors[name].get("schedule") != message:
-                        log.warning("loop %s: %s", name, message, exc_info=not isinstance(error, HardloopError))
-                    self.errors[name]["schedule"] = message
-            if time.monotonic() - self._swept_at > 3600:
-                self._swept_at = time.monotonic()
-                self._forget_finished()
+                    self._note(name, {"schedule": error})
+
+    def _look(self, loop: str) -> dict[str, Exception]:
+        """Queue what is due in a loop. Returns, by step, what was in the way; the next tick looks for it again."""
+        now_s = time.monotonic()
+        troubles: dict[str, Exception] = {}
+        for due in schedule.due(self.loops[loop], self.attention[loop], now_s, self.poll_s, troubles):
+            try:
+                self.submit(loop, due.chain, due.arguments, once=True)
+                schedule.asked(self.attention[loop], due, now_s)
+            except Conflict:
+                pass  # it waits or runs already, and stays due
+            except Exception as error:
+                troubles[due.chain[0]] = error
+        return troubles
+
+    def _note(self, loop: str, troubles: Mapping[str, Exception]) -> None:
+        """Show what is in the way now, and take back what was; what a step itself failed with is left as it is."""
+        shown, before = self.errors[loop], self._unseen[loop]
+        now = self._unseen[loop] = {step: _told(error) for step, error in troubles.items()}
+        for step, message in before.items():
+            if now.get(step) != message and shown.get(step) == message:
+                shown.pop(step, None)  # the step may have succeeded just now
+        for step, message in now.items():
+            if before.get(step) != message:
+                error = troubles[step]
+                unforeseen = None if isinstance(error, HardloopError) else error
+                log.warning("loop %s, looking for %s: %s", loop, step, message, exc_info=unforeseen)
+            shown.setdefault(step, message)
+
+    def _sweep(self) -> dict[str, Exception]:
+        """Forget what finished long ago, from time to time. Returns what was in the way; the next tick tries again."""
+        if time.monotonic() - self._swept_at <= _SWEEP_S:
+            return {}
+        try:
+            self._forget_finished()
+        except Exception as error:
+            return {"schedule": Unavailable(f"finished jobs cannot be forgotten: {_told(error)}")}
+        self._swept_at = time.monotonic()
+        return {}
 
     def _forget_finished(self) -> None:
         before = (db.now() - KEEP_FINISHED).isoformat()
@@ -260,6 +308,15 @@ def _call(
     return steps.promote(loop)
 
 
+def _told(error: Exception) -> str:
+    """An error in words for the status. What DBOS lets through of its own database would hold whole statements."""
+    if isinstance(error, HardloopError):
+        return str(error)
+    if isinstance(error, sa.exc.DBAPIError):
+        return f"the jobs' database does not answer: {db.reason(error)}"
+    return f"{type(error).__name__}: {error}"
+
+
 def _selection_id(job_id: str) -> str:
     """The job's own id where it fits the column; a job has at most one selection."""
     return job_id if len(job_id) <= 64 else ids.digest(job_id)
@@ -278,8 +335,7 @@ def _prepared(url: str) -> str:
         with sqlite3.connect(path) as connection:
             connection.execute("PRAGMA journal_mode=wal")
         return url
-    try:
-        sa.create_engine(parsed.set(drivername="postgresql+psycopg")).connect().close()
-    except sa.exc.OperationalError as error:
-        raise Unavailable(f"the database {parsed!r} does not answer: {error.orig}") from error
+    engine = db.connect(url)
+    engine.connect().close()  # DBOS would wait for a database that is away, without a word
+    engine.dispose()
     return parsed.set(drivername="postgresql").render_as_string(hide_password=False)

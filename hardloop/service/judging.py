@@ -15,7 +15,7 @@ _VERDICT = TypeAdapter(Verdict)
 
 def decide(loop: Loop, version: str) -> None:
     """Put a candidate through the gate and store what it says. A candidate that is gone or broken is refused."""
-    candidate = {v.version: v for v in loop.registry.versions()}.get(version)
+    candidate = ours(loop).get(version)
     if candidate is None:
         verdict = _refused(loop, f"Version {version} is not in the registry any more: somebody deleted it.")
     else:
@@ -53,7 +53,7 @@ def carry_out(loop: Loop) -> None:
     pending = [d for d in loop.lineage.decisions() if d["applied_at"] is None]
     if not pending:
         return
-    versions = {v.version: v for v in loop.registry.versions()}
+    versions = ours(loop)
     for decision in pending:
         number, verdict = decision["model_version"], _VERDICT.validate_python(decision["verdict"])
         version = versions.get(number)
@@ -68,6 +68,15 @@ def carry_out(loop: Loop) -> None:
         loop.work.event("gate", kind, {"model": number, "why": verdict.reason})
         if verdict.promote:
             loop.champion_moved()
+
+
+def ours(loop: Loop) -> dict[str, ModelVersion]:
+    """The registry's versions that this loop's trainings became, by number, the oldest first.
+
+    A number alone says nothing: they begin again in an MLflow that was set up anew.
+    """
+    made = {t["model_version"]: t["training_key"] for t in loop.lineage.trainings("trained")}
+    return {v.version: v for v in loop.registry.versions() if made.get(v.version) == v.training_key}
 
 
 def _refused(loop: Loop, reason: str) -> Verdict:

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from hardloop.core.errors import Conflict
+from hardloop.core.errors import Conflict, Missing
 from hardloop.core.records import DatasetVersion, Verdict
 from hardloop.service import database as db
 
@@ -28,9 +28,11 @@ class Lineage:
         return self._rows(sa.select(table).where(table.c.loop == self.loop).order_by(table.c.number))
 
     def dataset(self, number: int, labels: tuple[str, ...]) -> DatasetVersion:
-        """One dataset version as rooms know it."""
-        table = db.dataset_versions
-        row = self._rows(sa.select(table).where(table.c.loop == self.loop, table.c.number == number))[0]
+        """One dataset version as rooms know it. Raises Missing."""
+        found = {row["number"]: row for row in self.datasets()}
+        if number not in found:
+            raise Missing(f"no dataset version {number} in loop {self.loop!r}: there are {len(found)}, from 1")
+        row = found[number]
         return DatasetVersion(self.loop, number, row["digest"], row["key"], labels, row["counts"])
 
     # ------------------------------------------------------------ trainings

@@ -6,7 +6,7 @@ from typing import Any
 
 from feedback.trigger import TriggerDecision, TriggerState, decide
 from hardloop.core import ids
-from hardloop.core.errors import BadData, BadImage, BlobMissing, Busy, HardloopError, Interrupted, Unavailable
+from hardloop.core.errors import BadData, BadImage, BlobMissing, Busy, Conflict, HardloopError, Interrupted, Unavailable
 from hardloop.core.ports import Progress
 from hardloop.core.records import DatasetRow, Split
 from hardloop.service import database as db
@@ -67,8 +67,9 @@ def claim(loop: Loop, reason: str) -> Mapping[str, Any] | None:
 def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
     """Train and register a claimed training; returns the model version. Raises what it failed with, as its row says.
 
-    What is away is waited for, however long. Anything else ends the training as failed; its labels count as unused
-    again, so that the trigger tries once more after a pause that doubles with every failure.
+    What is away is waited for, however long. Anything else ends the training as failed, and so does a version whose
+    number was another training's; its labels count as unused again, so that the trigger tries once more after a pause
+    that doubles with every failure.
     """
     training_key = str(training["training_key"])
     version = loop.registry.find(training_key)
@@ -93,6 +94,8 @@ def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
                 wanted = [s for s in loop.samples.get(labelled).values() if s.role != "gone"]
                 stored_images.withdraw_unreadable(loop.samples, loop.work, loop.blobs, wanted)
             raise _failed(loop, training_key, error) from None
+    if (reused := _reused(loop, training_key, version.version)) is not None:
+        raise _failed(loop, training_key, reused)
     loop.lineage.end_training(training_key, version.version)
     loop.work.event("trainer", "trained", {"training": training_key, "model": version.version})
     return version.version
@@ -119,6 +122,18 @@ def labelled_rows(loop: Loop, labels: list[dict[str, Any]]) -> list[DatasetRow]:
         for sample_id, sample in loop.samples.get(agreed).items()
         if sample.role != "gone"
     ]
+
+
+def _reused(loop: Loop, training_key: str, version: str) -> Conflict | None:
+    """What to tell where a version's number was another training's before: decisions and predictions go by it."""
+    earlier = [t["training_key"] for t in loop.lineage.trainings("trained") if t["model_version"] == version]
+    if not earlier:
+        return None
+    return Conflict(
+        f"loop {loop.name!r}: its model version {version} is training {training_key} in MLflow and was training "
+        f"{earlier[0]} before, as in an MLflow that was set up anew or whose registered model was deleted. The new "
+        "model is left alone: restore its database, or begin a new loop with this one's labels"
+    )
 
 
 def _failed(loop: Loop, training_key: str, error: HardloopError) -> HardloopError:

@@ -96,7 +96,8 @@ def mine(loop: Loop, selection_id: str, budget: int | None = None, progress: Pro
     seed = loop.settings.seed + len(loop.work.selections())
     selection = loop.miner(candidates, budget or loop.settings.budget, seed)
     state = "approved" if loop.settings.review == "automatic" else "queued"
-    loop.work.add_selection(selection_id, selection, state, space, version)
+    policy = loop.settings.mining.model_dump(mode="json")  # what the digest in every receipt stands for
+    loop.work.add_selection(selection_id, selection, state, space, version, policy)
     return selection_id
 
 
@@ -125,9 +126,10 @@ def send(loop: Loop) -> int:
                 prediction=_pre_annotation(loop, item, versions),
             )
         )
-    new = loop.work.add_tasks(tool.project_id, tool.send(drafts))
+    sent = tool.send(drafts)
     _renew_open_predictions(loop, tool, versions[items[-1]["selection_id"]])
-    return new
+    # Last, so that a call that broke anywhere above is made again: from here on the items count as sent.
+    return loop.work.add_tasks(tool.project_id, sent)
 
 
 # ---------------------------------------------------------------- 4. collect
@@ -147,8 +149,11 @@ def collect(loop: Loop, everything: bool = False, deleted: bool = False) -> Mapp
     if not deleted:
         loop.work.check_project(tool.project_id, alive, states)
     known = {task["task_id"] for task in loop.work.tasks() if task["project_id"] == tool.project_id}
-    # A send that was killed after Label Studio had taken its tasks: they are ours, so adopt them.
-    loop.work.add_tasks(tool.project_id, {s.sample_id: s.task_id for s in states if s.task_id not in known})
+    # A send that was killed after Label Studio had taken its tasks: they are ours, so adopt them. Those that nobody has
+    # answered stay to be sent, or their predictions would never come.
+    unsent = {item["sample_id"] for item in loop.work.to_send()}
+    found = [s for s in states if s.annotations or s.refused or s.sample_id not in unsent]
+    loop.work.add_tasks(tool.project_id, {s.sample_id: s.task_id for s in found if s.task_id not in known})
     counts = loop.work.collect(states, changes.cursor)
     return {**counts, "deleted_tasks": loop.work.mark_deleted_tasks(tool.project_id, alive)}
 
@@ -212,7 +217,7 @@ def _pre_annotation(loop: Loop, item: Mapping[str, Any], versions: Mapping[str, 
     receipt, version = item["receipt"], versions[item["selection_id"]]
     if version is None or receipt["predicted"] < 0 or receipt["confidence"] is None:
         return None
-    return Prediction(version, loop.settings.labels[receipt["predicted"]], receipt["confidence"])
+    return _said(loop, version, receipt["predicted"], receipt["confidence"])
 
 
 def _renew_open_predictions(loop: Loop, tool: AnnotationTool, version: str | None) -> None:
@@ -220,11 +225,15 @@ def _renew_open_predictions(loop: Loop, tool: AnnotationTool, version: str | Non
     if version is None:
         return
     said = loop.samples.predictions(version)
-    names = loop.settings.labels
     tool.predict(
         {
-            item["task_id"]: Prediction(version, names[int(said[i].probs_C.argmax())], float(said[i].probs_C.max()))
+            item["task_id"]: _said(loop, version, int(said[i].probs_C.argmax()), float(said[i].probs_C.max()))
             for item in loop.work.open_items()
             if (i := item["sample_id"]) in said and item["receipt"]["predicted"] >= 0
         }
     )
+
+
+def _said(loop: Loop, version: str, predicted: int, confidence: float) -> Prediction:
+    # A model's own rounding may leave a probability a hair above 1, for which the tool would refuse the whole batch.
+    return Prediction(version, loop.settings.labels[predicted], min(1.0, max(0.0, confidence)))

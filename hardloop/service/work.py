@@ -26,9 +26,13 @@ class Work:
     # ------------------------------------------------------------ selections and the queue
 
     def add_selection(
-        self, selection_id: str, selection: Selection, state: str, encoder: str, model_version: str | None
-    ) -> bool:
-        """Store a selection and its queue items together. Returns False where the selection is there already."""
+        self, selection_id: str, selection: Selection, state: str, encoder: str, model_version: str | None,
+        policy: Mapping[str, Any] | None = None,
+    ) -> bool:  # fmt: skip
+        """Store a selection and its queue items together. Returns False where the selection is there already.
+
+        policy: the settings it was made with, for the history; the selection itself holds their digest.
+        """
         at = db.now()
         with db.transaction(self._engine) as connection:
             number = self._next_number(connection, db.selections)
@@ -65,7 +69,8 @@ class Work:
             ]
             if items:
                 connection.execute(sa.insert(db.queue_items), items)
-            self._event(connection, "miner", "selection", {"selection": selection_id, "picks": len(items)})
+            detail = {"selection": selection_id, "picks": len(items), "policy": policy}
+            self._event(connection, "miner", "selection", detail)
         return True
 
     def selection(self, selection_id: str) -> dict[str, Any] | None:
@@ -309,6 +314,12 @@ class Work:
         """Hints received, the oldest first."""
         table = db.webhooks
         return self._rows(sa.select(table).where(table.c.loop == self.loop).order_by(table.c.id))
+
+    def webhook_count(self) -> int:
+        """How many hints were received."""
+        query = sa.select(sa.func.count()).where(db.webhooks.c.loop == self.loop)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
 
     def event(self, actor: str, kind: str, detail: Mapping[str, Any]) -> None:
         """Append to the loop's history."""

@@ -16,6 +16,7 @@ from hardloop.core.records import Prediction, TaskDraft, TaskState
 from tests.fakes.annotation_tool import InMemoryAnnotationTool
 
 LABELS = ("cat", "dog", "owl")
+A, B, C, D = (letter * 32 for letter in "abcd")  # sample ids
 
 
 class People(Protocol):
@@ -42,11 +43,11 @@ class AnnotationToolContract:
     """Subclasses give `tool` (an empty project) and `people` (who work in it)."""
 
     def test_send_makes_one_task_per_sample_and_answers_for_exactly_those(self, tool: AnnotationTool) -> None:
-        first = tool.send([draft("a"), draft("b", 2)])
-        second = tool.send([draft("b"), draft("c", 2)])
-        assert set(first) == {"a", "b"}
-        assert set(second) == {"b", "c"}
-        assert second["b"] == first["b"]
+        first = tool.send([draft(A), draft(B, 2)])
+        second = tool.send([draft(B), draft(C, 2)])
+        assert set(first) == {A, B}
+        assert set(second) == {B, C}
+        assert second[B] == first[B]
         assert tool.task_ids() == set(first.values()) | set(second.values())
         assert len(tool.task_ids()) == 3
 
@@ -55,7 +56,7 @@ class AnnotationToolContract:
         assert tool.task_ids() == frozenset()
 
     def test_sending_twice_changes_nothing(self, tool: AnnotationTool, people: People) -> None:
-        drafts = [draft("a", 1, Prediction("1", "cat", 0.4)), draft("b", 2, Prediction("1", "dog", 0.6))]
+        drafts = [draft(A, 1, Prediction("1", "cat", 0.4)), draft(B, 2, Prediction("1", "dog", 0.6))]
         assert tool.send(drafts) == tool.send(drafts)
         assert len(tool.task_ids()) == 2
         for task_id in tool.task_ids():
@@ -63,96 +64,102 @@ class AnnotationToolContract:
 
     def test_a_send_that_cannot_be_right_is_refused_before_anything_is_made(self, tool: AnnotationTool) -> None:
         with pytest.raises(BadInput, match="twice"):
-            tool.send([draft("a"), draft("b"), draft("a", 2)])
+            tool.send([draft(A), draft(B), draft(A, 2)])
         with pytest.raises(BadInput, match="'fish'"):
-            tool.send([draft("a"), draft("b", 2, Prediction("1", "fish", 0.5))])
+            tool.send([draft(A), draft(B, 2, Prediction("1", "fish", 0.5))])
         with pytest.raises(BadInput, match="score"):
-            tool.send([draft("a", 1, Prediction("1", "cat", 1.5))])
+            tool.send([draft(A, 1, Prediction("1", "cat", 1.5))])
+        with pytest.raises(BadInput, match="model version"):
+            tool.send([draft(A, 1, Prediction("", "cat", 0.5))])
         with pytest.raises(BadInput, match="rank"):
-            tool.send([draft("a", 0)])
+            tool.send([draft(A, 0)])
         assert tool.task_ids() == frozenset()
 
     def test_annotators_get_the_first_rank_first_whatever_the_scores(
         self, tool: AnnotationTool, people: People
     ) -> None:
-        scores = {"third": 0.1, "first": 0.9, "second": 0.5}
-        ranks = {"third": 3, "first": 1, "second": 2}
+        scores = {C: 0.1, A: 0.9, B: 0.5}
+        ranks = {C: 3, A: 1, B: 2}
         ids = tool.send([draft(s, ranks[s], Prediction("1", "cat", scores[s])) for s in scores])
         order = []
         while (task_id := people.next_task()) is not None:
             order.append(task_id)
             people.answer(task_id, "cat")
-        assert order == [ids["first"], ids["second"], ids["third"]]
+        assert order == [ids[A], ids[B], ids[C]]
 
     def test_an_answer_its_change_and_its_deletion_are_each_seen(self, tool: AnnotationTool, people: People) -> None:
-        ids = tool.send([draft("a"), draft("b", 2)])
+        ids = tool.send([draft(A), draft(B, 2)])
         start = tool.changes("")
-        assert {s: t.annotations for s, t in by_sample(start.tasks).items()} == {"a": (), "b": ()}
+        assert {s: t.annotations for s, t in by_sample(start.tasks).items()} == {A: (), B: ()}
 
-        number = people.answer(ids["a"], "cat")
+        number = people.answer(ids[A], "cat")
         created = tool.changes(start.cursor)
-        (answer,) = by_sample(created.tasks)["a"].annotations
-        assert (answer.annotation_id, answer.task_id, answer.label) == (number, ids["a"], "cat")
+        (answer,) = by_sample(created.tasks)[A].annotations
+        assert (answer.annotation_id, answer.task_id, answer.label) == (number, ids[A], "cat")
         assert not answer.skipped
         assert "@" in answer.annotator
 
         people.change(number, "dog")
         updated = tool.changes(created.cursor)
-        (answer,) = by_sample(updated.tasks)["a"].annotations
+        (answer,) = by_sample(updated.tasks)[A].annotations
         assert (answer.annotation_id, answer.label) == (number, "dog")
 
         people.delete(number)
         deleted = tool.changes(updated.cursor)
-        assert by_sample(deleted.tasks)["a"].annotations == ()
+        assert by_sample(deleted.tasks)[A].annotations == ()
 
     def test_every_change_since_any_cursor_is_reported(self, tool: AnnotationTool, people: People) -> None:
-        ids = tool.send([draft(s, r) for r, s in enumerate("abcd", start=1)])
+        ids = tool.send([draft(s, r) for r, s in enumerate((A, B, C, D), start=1)])
         cursor = tool.changes("").cursor
-        for sample in "dbca":
+        for sample in (D, B, C, A):
             people.answer(ids[sample], "owl")
         later = by_sample(tool.changes(cursor).tasks)
-        assert {s: [a.label for a in t.annotations] for s, t in later.items()} == {s: ["owl"] for s in "abcd"}
+        assert {s: [a.label for a in t.annotations] for s, t in later.items()} == {s: ["owl"] for s in (A, B, C, D)}
         assert by_sample(tool.changes("").tasks).keys() == ids.keys()
 
     def test_a_skip_is_no_label(self, tool: AnnotationTool, people: People) -> None:
-        ids = tool.send([draft("a", 1, Prediction("1", "cat", 0.4))])
-        number = people.skip(ids["a"])
-        (answer,) = by_sample(tool.changes("").tasks)["a"].annotations
+        ids = tool.send([draft(A, 1, Prediction("1", "cat", 0.4))])
+        number = people.skip(ids[A])
+        (answer,) = by_sample(tool.changes("").tasks)[A].annotations
         assert (answer.annotation_id, answer.label, answer.skipped) == (number, None, True)
 
     def test_a_label_the_loop_does_not_have_is_refused_with_its_reason(
         self, tool: AnnotationTool, people: People
     ) -> None:
-        ids = tool.send([draft("a")])
-        number = people.answer(ids["a"], "fish")
-        state = by_sample(tool.changes("").tasks)["a"]
+        ids = tool.send([draft(A)])
+        number = people.answer(ids[A], "fish")
+        state = by_sample(tool.changes("").tasks)[A]
         assert state.annotations == ()
         (refused,) = state.refused
-        assert (refused.annotation_id, refused.task_id) == (number, ids["a"])
+        assert (refused.annotation_id, refused.task_id) == (number, ids[A])
         assert "'fish'" in refused.reason
         people.change(number, "owl")
-        state = by_sample(tool.changes("").tasks)["a"]
+        state = by_sample(tool.changes("").tasks)[A]
         assert [a.label for a in state.annotations] == ["owl"]
         assert state.refused == ()
 
     def test_a_new_version_replaces_the_predictions_of_the_old(self, tool: AnnotationTool, people: People) -> None:
-        ids = tool.send([draft("a", 1, Prediction("1", "cat", 0.4)), draft("b", 2, Prediction("1", "dog", 0.6))])
+        ids = tool.send([draft(A, 1, Prediction("1", "cat", 0.4)), draft(B, 2, Prediction("1", "dog", 0.6))])
         for _ in range(2):
-            tool.predict({ids["a"]: Prediction("2", "owl", 0.75)})
-            assert people.predictions(ids["a"]) == [Prediction("2", "owl", 0.75)]
-        assert people.predictions(ids["b"]) == [Prediction("1", "dog", 0.6)]
+            tool.predict({ids[A]: Prediction("2", "owl", 0.75)})
+            assert people.predictions(ids[A]) == [Prediction("2", "owl", 0.75)]
+        assert people.predictions(ids[B]) == [Prediction("1", "dog", 0.6)]
 
     def test_a_deleted_task_leaves_the_ids_and_a_later_send_makes_it_anew(
         self, tool: AnnotationTool, people: People
     ) -> None:
-        ids = tool.send([draft("a"), draft("b", 2)])
-        people.delete_task(ids["a"])
-        assert tool.task_ids() == {ids["b"]}
-        tool.predict({ids["a"]: Prediction("1", "cat", 0.5), ids["b"]: Prediction("1", "dog", 0.5)})
-        assert people.predictions(ids["b"]) == [Prediction("1", "dog", 0.5)]
-        again = tool.send([draft("a")])
-        assert again["a"] not in (ids["a"], ids["b"])
-        assert tool.task_ids() == {ids["b"], again["a"]}
+        ids = tool.send([draft(A), draft(B, 2)])
+        people.delete_task(ids[A])
+        assert tool.task_ids() == {ids[B]}
+        tool.predict({ids[A]: Prediction("1", "cat", 0.5), ids[B]: Prediction("1", "dog", 0.5)})
+        assert people.predictions(ids[B]) == [Prediction("1", "dog", 0.5)]
+        again = tool.send([draft(A)])
+        assert again[A] not in (ids[A], ids[B])
+        assert tool.task_ids() == {ids[B], again[A]}
+
+    def test_a_task_whose_sample_id_is_none_is_not_taken_for_ours(self, tool: AnnotationTool) -> None:
+        tool.send([draft("somebody's own"), draft(A, 2)])
+        assert by_sample(tool.changes("").tasks).keys() == {A}
 
     def test_a_cursor_from_elsewhere_is_refused(self, tool: AnnotationTool) -> None:
         with pytest.raises(BadInput, match="cursor"):
@@ -161,12 +168,12 @@ class AnnotationToolContract:
     def test_an_empty_project_has_no_changes_and_its_cursor_can_be_used(self, tool: AnnotationTool) -> None:
         empty = tool.changes("")
         assert empty.tasks == ()
-        ids = tool.send([draft("a")])
-        assert by_sample(tool.changes(empty.cursor).tasks)["a"].task_id == ids["a"]
+        ids = tool.send([draft(A)])
+        assert by_sample(tool.changes(empty.cursor).tasks)[A].task_id == ids[A]
 
     def test_a_task_has_an_address_for_people(self, tool: AnnotationTool) -> None:
-        ids = tool.send([draft("a")])
-        assert tool.task_url(ids["a"]).endswith(f"/projects/{tool.project_id}/data?task={ids['a']}")
+        ids = tool.send([draft(A)])
+        assert tool.task_url(ids[A]).endswith(f"/projects/{tool.project_id}/data?task={ids[A]}")
 
 
 class TestInMemory(AnnotationToolContract):
@@ -179,7 +186,7 @@ class TestInMemory(AnnotationToolContract):
         return tool
 
     def test_a_broken_send_leaves_a_part_that_the_next_one_completes(self, tool: InMemoryAnnotationTool) -> None:
-        drafts = [draft(s, r) for r, s in enumerate("abc", start=1)]
+        drafts = [draft(s, r) for r, s in enumerate((A, B, C), start=1)]
         tool.break_after(2)
         with pytest.raises(Exception, match="went away"):
             tool.send(drafts)

@@ -13,6 +13,7 @@ from hardloop.core.records import Annotation, RefusedAnnotation, TaskState
 
 SCHEMA = LabelSchema(("cat", "dog", "owl"))
 NAMES = {7: "anna@example.org"}
+SAMPLE = "0123456789abcdef" * 2
 THEN = datetime(2026, 1, 2, tzinfo=UTC)
 
 
@@ -114,6 +115,7 @@ def test_what_does_not_fit_is_refused_with_a_short_reason(changes: dict[str, Any
         (8, "user 8"),
         ({"id": 7, "email": "bo@example.org"}, "bo@example.org"),
         ({"id": 7, "email": ""}, "anna@example.org"),
+        ({"id": 7, "email": "bo\0@example.org"}, "anna@example.org"),
         ({"id": 9}, "user 9"),
         (None, "unknown"),
         (True, "unknown"),
@@ -145,7 +147,7 @@ def test_moments_of_other_zones_are_turned_to_utc() -> None:
 def task(**changes: Any) -> dict[str, Any]:
     return {
         "id": 3,
-        "data": {"sample_id": "s1", "image": "x"},
+        "data": {"sample_id": SAMPLE, "image": "x"},
         "updated_at": "2026-11-23T07:02:29Z",
         "annotations": [raw(), raw(id=6, result=[])],
         **changes,
@@ -155,7 +157,7 @@ def task(**changes: Any) -> dict[str, Any]:
 def test_a_task_has_its_good_answers_and_its_refused_ones() -> None:
     state = read_task(task(), SCHEMA, NAMES)
     assert state is not None
-    assert (state.task_id, state.sample_id) == (3, "s1")
+    assert (state.task_id, state.sample_id) == (3, SAMPLE)
     assert [a.annotation_id for a in state.annotations] == [5]
     assert [a.annotation_id for a in state.refused] == [6]
 
@@ -166,7 +168,12 @@ def test_a_task_has_its_good_answers_and_its_refused_ones() -> None:
         {"data": {"image": "x"}},
         {"data": {"sample_id": 5}},
         {"data": {"sample_id": ""}},
-        {"data": {"sample_id": "x" * 65}},
+        {"data": {"sample_id": SAMPLE[:-1]}},
+        {"data": {"sample_id": SAMPLE + "0"}},
+        {"data": {"sample_id": SAMPLE + "\n"}},
+        {"data": {"sample_id": SAMPLE.upper()}},
+        {"data": {"sample_id": "\0" + SAMPLE[1:]}},
+        {"data": {"sample_id": "０" * 32}},
         {"data": None},
         {"id": "3"},
         {"updated_at": None},

@@ -138,6 +138,9 @@ def altered(**columns: list[Any]) -> bytes:
         ({"encoder": [None]}, "come together"),
         ({"metadata": ["[1]"]}, "JSON object"),
         ({"metadata": ["{"]}, "JSON object"),
+        ({"metadata": ['{"a": "' + "x" * 2**20 + '"}']}, "1,048,576 characters"),
+        ({"metadata": ["[" * 200_000]}, "JSON object"),
+        ({"metadata": ['{"a":' + "[" * 200_000]}, "JSON object"),
     ],
 )
 def test_impossible_values_are_refused_with_the_row_they_stand_in(
@@ -174,3 +177,48 @@ def test_a_file_of_our_version_with_other_columns_is_refused() -> None:
     pq.write_table(table, out)
     with pytest.raises(BadInput, match="its columns differ"):
         capture_records.read(out.getvalue())
+
+
+def file_of(rows: int, repeat: str = "", **how: Any) -> bytes:
+    """A file of so many equal records, `repeat` in each one's metadata."""
+    table = pq.read_table(io.BytesIO(capture_records.write([example(metadata={"a": repeat})])))
+    out = io.BytesIO()
+    pq.write_table(pa.concat_tables([table] * rows), out, compression="zstd", **how)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("limit", "at", "unit"),
+    [("MAX_RECORDS", 100, "records"), ("MAX_VALUES", 2_000, "values"), ("MAX_BYTES", 9_700, "bytes of text")],
+)
+def test_a_file_at_a_limit_is_read_and_one_beyond_it_is_refused_by_number(
+    limit: str, at: int, unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = file_of(100)  # 14 columns of one value, 2 labels, 2 probabilities, a policy's name and number a record
+    monkeypatch.setattr(capture_records, limit, at)
+    assert len(capture_records.read(data)) == 100
+    monkeypatch.setattr(capture_records, limit, at - 1)
+    with pytest.raises(BadInput, match=f"captures/x holds {at:,} {unit}, more than the {at - 1:,} accepted"):
+        capture_records.read(data, "captures/x")
+
+
+def test_a_file_of_too_many_bytes_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture_records, "MAX_BYTES", 99)
+    with pytest.raises(BadInput, match="captures/x holds 100 bytes, more than the 99 accepted"):
+        capture_records.read(b"x" * 100, "captures/x")
+
+
+@pytest.mark.parametrize(
+    "how", [{"use_dictionary": False}, {"dictionary_pagesize_limit": 2**30}], ids=["plain", "once"]
+)
+def test_a_small_file_that_unpacks_to_more_than_the_memory_is_refused_before_it_is_unpacked(
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = file_of(200, "x" * 1_000_000, **how)
+    assert len(data) < 100_000
+    monkeypatch.setattr(capture_records, "MAX_BYTES", 50_000_000)
+    before = pa.total_allocated_bytes()
+    peak = pa.default_memory_pool().max_memory()
+    with pytest.raises(BadInput, match="more than the 50,000,000 accepted"):
+        capture_records.read(data, "captures/x")
+    assert pa.default_memory_pool().max_memory() <= max(peak, before + 60_000_000)

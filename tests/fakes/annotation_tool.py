@@ -1,6 +1,7 @@
 """An annotation tool in memory: the port, and what people would do in it."""
 
 import itertools
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from hardloop.core.errors import BadInput, Missing, Unavailable
 from hardloop.core.records import Annotation, Changes, Prediction, RefusedAnnotation, TaskDraft, TaskState
 
+_SAMPLE_ID = re.compile(r"[0-9a-f]{32}")
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -75,7 +77,8 @@ class InMemoryAnnotationTool:
         if cursor and not cursor.isdigit():
             raise BadInput(f"cursor {cursor!r} is not one of this tool's")
         with self._lock:
-            moved = [(n, t) for n, t in self._tasks.items() if t.moved >= int(cursor or 0)]
+            ours = [(n, t) for n, t in self._tasks.items() if _SAMPLE_ID.fullmatch(t.draft.sample_id)]
+            moved = [(n, t) for n, t in ours if t.moved >= int(cursor or 0)]
             states = [self._state(n, t) for n, t in sorted(moved, key=lambda item: (item[1].moved, item[0]))]
             return Changes(tuple(states), str(max(int(cursor or 0), self._now)))
 
@@ -138,8 +141,8 @@ class InMemoryAnnotationTool:
         for prediction in predictions:  # type: ignore[attr-defined]
             if prediction is not None and prediction.label not in self.labels:
                 raise BadInput(f"prediction {prediction.label!r} is not one of the loop's labels")
-            if prediction is not None and not 0 <= prediction.score <= 1:
-                raise BadInput(f"score {prediction.score} is not in [0, 1]")
+            if prediction is not None and not (0 <= prediction.score <= 1 and prediction.model_version):
+                raise BadInput(f"prediction {prediction}: a score in [0, 1] and a model version are needed")
 
     def _tick(self) -> int:
         self._now = next(self._clock)

@@ -77,6 +77,7 @@ def record_of(image: bytes, loop: str = "colours", **changed: object) -> Capture
         "policies": {"low_confidence": 0.5},
         "source": "line-1",
         "group_id": sample,
+        "audit": ids.reserved(sample, loop, 0.1),  # as a capture with the loop's own share draws it
     }
     return CaptureRecord(**{**fields, **changed})  # type: ignore[arg-type]
 

@@ -212,7 +212,7 @@ class _Rows:
         self.rows: list[dict[str, object]] = []
 
     def add(self, number: int, at: str) -> None:
-        self.rows.append({"id": number, "data": {"sample_id": f"s{number}"}, "updated_at": at, "annotations": []})
+        self.rows.append({"id": number, "data": {"sample_id": f"{number:032x}"}, "updated_at": at, "annotations": []})
 
     def newest_update(self, _project: int) -> str:
         return max((str(row["updated_at"]) for row in self.rows), default="")

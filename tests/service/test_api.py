@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -21,12 +22,14 @@ from sqlalchemy.engine import Engine
 from annotation.webhooks import MAX_BODY_BYTES, SECRET_HEADER
 from hardloop.core import errors, ids, images
 from hardloop.core.errors import HardloopError
-from hardloop.core.records import Arm, Pick, Receipt, Selection
+from hardloop.core.records import Arm, Evaluation, Pick, Receipt, Selection
 from hardloop.service import image_links, steps
-from hardloop.service.api import MAX_FILES, STATUS, create_app, status_of
+from hardloop.service.api import STATUS, create_app, status_of
+from hardloop.service.api_forms import MAX_FILES
 from hardloop.service.database import connect, migrate
 from hardloop.service.guard import MAX_BODY_BYTES as MAX_BODY_BYTES_OF_JSON
 from hardloop.service.jobs import Jobs
+from hardloop.service.work import Work
 from tests.fakes.faulty_blobs import FaultyBlobs
 from tests.fakes.loops import LABELS, FakeLoop, fake_loop, picture
 from tests.service.scenes import first_model, give, produce, round_of_labels
@@ -141,6 +144,8 @@ def call(http: TestClient, method: str, path: str, **more: Any) -> Response:
     """A request that is right in form, whatever the route."""
     if path.endswith("/images"):
         return http.request(method, path, files=[("files", ("a.png", b"x"))], **more)
+    if path.endswith("/compare"):
+        more["params"] = {"before": "1", "after": "1"}
     body = next((body for end, body in BODIES.items() if path.endswith(end) and method == "POST"), None)
     return http.request(method, path, json=body, **more)
 
@@ -223,6 +228,12 @@ def test_health_needs_no_token_and_says_no_secret(door: Door) -> None:
     answer = stranger.get("/readyz")
     assert answer.status_code == 503
     assert strict(answer)["errors"] == {"colours": {"send": "Label Studio does not answer"}}
+    door.jobs.errors["colours"].clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(door.jobs), "alive", False)
+        answer = stranger.get("/readyz")
+    assert answer.status_code == 503
+    assert "nothing is scheduled" in strict(answer)["errors"]["service"]["schedule"]
 
 
 # ---------------------------------------------------------------- how mistakes are told
@@ -287,6 +298,29 @@ def test_a_body_that_does_not_fit_is_refused_and_the_field_named(
     door: Door, path: str, body: dict[str, object], words: str
 ) -> None:
     problem(door.post(path, body), 422, "BadRequest", words)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        sa.exc.OperationalError("SELECT secret_column", {"a": 1}, Exception("no server at db, password=hunter2")),
+        sa.exc.TimeoutError("QueuePool limit of size 10 overflow 10 reached, password=hunter2"),
+    ],
+    ids=["gone", "all connections taken"],
+)
+def test_a_database_that_is_away_is_told_as_that_and_neither_sql_nor_password_is_shown(
+    door: Door, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Work:
+        def annotations(self) -> None:
+            raise error
+
+    door.change(work=Work())
+    answer = door.http.get("/api/v1/loops/colours/annotations")
+    problem(answer, 503, "Unavailable", "the database does not answer", "try again")
+    assert "secret_column" not in answer.text + caplog.text
+    assert "hunter2" not in answer.text
+    assert "the database does not answer" in caplog.text, "whoever runs the service finds the cause in its log"
 
 
 # ---------------------------------------------------------------- the webhook door
@@ -446,7 +480,9 @@ def test_the_queue_is_paged_in_order_and_decided_about(door: Door) -> None:
     assert {event["actor"] for event in door.get("/events") if event["kind"] == "approved"} == {"anna", "reviewer"}
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "after=-1", "state=sent", "limit=many", "selection=%00"])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "after=-1", f"after={10**23}", "state=sent", "limit=many", "selection=%00"]
+)
 def test_a_question_about_the_queue_that_makes_no_sense_is_refused(door: Door, query: str) -> None:
     problem(door.http.get(f"/api/v1/loops/colours/queue?{query}"), 422, "BadRequest", f"query.{query.split('=')[0]}")
 
@@ -566,6 +602,32 @@ def test_after_a_round_every_list_tells_its_part_of_the_story(door: Door) -> Non
     assert (other["samples"], other["champion"]) == ({}, None), "one loop's story is not the other's"
 
 
+def test_a_registry_that_is_away_is_one_trouble_of_a_status_that_still_answers(door: Door) -> None:
+    first_model(door.world, np.random.default_rng(23))
+    door.jobs.errors["colours"]["send"] = "Label Studio does not answer"
+
+    class Registry:
+        def champion(self) -> None:
+            raise errors.Unavailable("MLflow at http://127.0.0.1:9 does not answer")
+
+    door.change(registry=Registry())
+    status = door.get("")
+    assert status["champion"] is None
+    assert status["given_labels"] == 66
+    assert status["errors"] == {
+        "send": "Label Studio does not answer",
+        "registry": "MLflow at http://127.0.0.1:9 does not answer",
+    }
+    assert door.jobs.errors["colours"] == {"send": "Label Studio does not answer"}, "asking leaves no trace"
+
+
+def test_hints_are_counted_without_being_read(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    for loop in ("colours", "colours", "colours-x"):
+        hook(door, b'{"action": "ANNOTATION_CREATED"}', loop=loop)
+    monkeypatch.delattr(Work, "webhooks")
+    assert door.get("")["webhooks"] == 2
+
+
 def test_a_withdrawn_sample_is_counted_once_and_its_history_stays(door: Door) -> None:
     give(door.world, "seed", 1, np.random.default_rng(21))
     known = door.world.loop.samples.of_role("seed")[0].sample_id
@@ -606,6 +668,93 @@ def test_rolling_back_answers_with_the_version_that_serves_again(door: Door) -> 
     answer = door.post("/rollback", {"reason": "misreads", "actor": "anna"})
     assert answer.json() == {"champion": first}
     assert door.get("")["champion"] == first
+
+
+# ---------------------------------------------------------------- models and datasets side by side
+
+
+def two_models(door: Door) -> list[str]:
+    """Two versions, the second trained with a round of answers more; the sample ids of that round."""
+    rng = np.random.default_rng(24)
+    first = first_model(door.world, rng)
+    produce(door.world, 30, rng, first)
+    steps.ingest(door.world.loop)
+    picks = round_of_labels(door.world, "round-1", 8)
+    assert steps.train(door.world.loop) == "2"
+    return picks
+
+
+def test_the_models_are_listed_with_what_made_them_and_what_was_decided(door: Door) -> None:
+    two_models(door)
+    first, second = door.get("/models")
+    trainings = door.get("/trainings")
+    datasets = door.get("/datasets")
+    for number, (model, training, dataset) in enumerate(
+        zip((first, second), trainings, datasets, strict=True), start=1
+    ):
+        assert (model["version"], model["training_key"]) == (str(number), training["training_key"])
+        assert (model["dataset_number"], model["dataset_digest"]) == (number, dataset["digest"])
+    assert (first["champion"], second["champion"]) == (True, False)
+    assert first["decision"] == door.get("/decisions")[0]
+    assert second["decision"] is None, "the gate has not been asked yet"
+    assert strict(door.http.get("/api/v1/loops/colours-x/models")) == []
+
+
+def test_two_models_are_compared_on_the_samples_both_were_evaluated_on(door: Door) -> None:
+    two_models(door)
+    right, wrong = [0.9, 0.1, 0.0], [0.1, 0.9, 0.0]
+    blue = [0.0, 0.1, 0.9]
+    of = {
+        "1": Evaluation(("a", "b", "c"), np.array([0, 0, 2]), np.array([right, wrong, blue]), ("legacy",) * 3),
+        "2": Evaluation(("b", "c", "d"), np.array([0, 2, 1]), np.array([right, blue, wrong]), ("legacy",) * 3),
+    }
+    door.world.registry.evaluation = lambda version: of[version.version]  # type: ignore[method-assign]
+    found = door.get("/models/compare?before=1&after=2")
+    assert (found["before"], found["after"], found["labels"]) == ("1", "2", list(LABELS))
+    assert (found["only_before"], found["only_after"]) == (1, 1)
+    (part,) = found["slices"]
+    assert (part["name"], part["n"]) == ("legacy", 2)
+    assert [part[which]["value"] for which in ("before", "after", "difference")] == [0.5, 1.0, 0.5]
+    assert part["difference"]["low"] < 0.5 < part["difference"]["high"]
+    recalls = {c["label"]: (c["n"], c["before"]["value"], c["after"]["value"]) for c in part["classes"]}
+    assert recalls == {"red": (1, 0.0, 1.0), "blue": (1, 1.0, 1.0)}
+    assert part["moved"] == [[1, -1, 0], [0, 0, 0], [0, 0, 0]], "one red is no longer called green"
+    assert (part["better"], part["worse"]) == (["b"], [])
+    back = door.get("/models/compare?before=2&after=1")["slices"][0]
+    assert (back["better"], back["worse"], back["difference"]["value"]) == ([], ["b"], -0.5)
+
+
+def test_two_datasets_are_compared_by_what_a_person_would_say_changed(door: Door) -> None:
+    picks = two_models(door)
+    (answer,) = door.world.loop.work.annotations(picks[0])
+    other = next(label for label in LABELS if label != door.world.truth[picks[0]])
+    door.world.tool.change(answer["annotation_id"], other)
+    steps.collect(door.world.loop)
+    steps.withdraw(door.world.loop, [picks[1]], "a test", "anna")
+    assert steps.train(door.world.loop, manual=True) == "3"
+    assert door.get("/datasets/compare?before=1&after=2") == {
+        "added": sorted(picks), "removed": [], "relabelled": [], "moved": [],
+    }  # fmt: skip
+    assert door.get("/datasets/compare?before=2&after=3") == {
+        "added": [], "removed": [picks[1]], "relabelled": [[picks[0], door.world.truth[picks[0]], other]], "moved": [],
+    }  # fmt: skip
+
+
+def test_what_is_not_there_to_be_compared_is_named(door: Door) -> None:
+    two_models(door)
+    for path, status, words in (
+        ("/models/compare?before=1&after=9", 404, "no model version '9' in loop 'colours'"),
+        ("/models/compare?before=%F0%9F%90%88&after=1", 404, "no model version"),
+        ("/models/compare?before=1", 422, "query.after"),
+        ("/models/compare?before=%00&after=1", 422, "query.before"),
+        ("/datasets/compare?before=9&after=1", 404, "no dataset version 9 in loop 'colours': there are 2, from 1"),
+        (f"/datasets/compare?before=1&after={2**31}", 404, f"no dataset version {2**31}"),
+        (f"/datasets/compare?before=1&after={10**23}", 422, "query.after"),
+        ("/datasets/compare?before=0&after=1", 422, "query.before"),
+        ("/datasets/compare?before=one&after=1", 422, "query.before"),
+    ):
+        answer = door.http.get(f"/api/v1/loops/colours{path}")
+        problem(answer, status, "Missing" if status == 404 else "BadRequest", words)
 
 
 # ---------------------------------------------------------------- jobs

@@ -1,5 +1,6 @@
 """Durable jobs on SQLite and PostgreSQL: asked for once, one at a time per lane, resumed after kill -9, plain JSON."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -212,6 +213,20 @@ def test_what_a_training_failed_with_is_what_its_job_says(running: Running) -> N
     assert job.error == "loop 'colours' has no label yet: bring labelled images (role 'seed'), or answer tasks"
 
 
+def test_while_the_database_is_away_a_failed_step_says_so_in_a_sentence(running: Running, engine: Engine) -> None:
+    def away(*_: object) -> None:
+        raise engine.dialect.loaded_dbapi.OperationalError("gone\n\taway")
+
+    sa.event.listen(engine, "do_execute", away)
+    job = running.run("collect")
+    sentence = f"the database {engine.url.render_as_string()} does not answer: gone away"
+    assert (job.state, job.error) == ("failed", sentence)
+    assert running.jobs.errors["colours"] == {"collect": sentence}, "though no event could be stored"
+    sa.event.remove(engine, "do_execute", away)
+    assert running.run("collect").state == "done"
+    assert running.jobs.errors["colours"] == {}
+
+
 # ---------------------------------------------------------------- by itself
 
 
@@ -230,19 +245,78 @@ def test_the_whole_loop_turns_without_anybody_asking(start: Callable[..., Runnin
     assert running.jobs.errors == {"colours": {}, "shapes": {}}
 
 
-def test_trouble_of_the_schedule_is_shown_and_goes_away_with_its_cause(start: Callable[..., Running]) -> None:
+class Away:
+    """A store that does not answer to a listing."""
+
+    def keys(self, prefix: str, start_after: str = "") -> Any:
+        raise Unavailable("the store is away")
+
+
+def test_trouble_of_the_schedule_is_shown_under_its_step_and_goes_away_with_its_cause(
+    start: Callable[..., Running],
+) -> None:
     running = start(tick_s=0.05)
     real = running.world.loop.blobs
-
-    class Away:
-        def keys(self, prefix: str, start_after: str = "") -> Any:
-            raise Unavailable("the store is away")
-
     running.change(blobs=Away())
-    running.until(lambda: running.jobs.errors["colours"].get("schedule") == "the store is away", "the trouble")
-    assert running.jobs.errors["shapes"].get("schedule") is None
+    running.until(lambda: running.jobs.errors["colours"].get("ingest") == "the store is away", "the trouble")
+    assert running.jobs.errors["shapes"] == {}
     running.change(blobs=real)
-    running.until(lambda: "schedule" not in running.jobs.errors["colours"], "the end of it")
+    running.until(lambda: running.jobs.errors["colours"] == {}, "the end of it")
+
+
+def test_the_daily_listing_is_not_lost_to_a_store_that_is_away(running: Running) -> None:
+    running.jobs.attention["colours"].listed_at = 0.0
+    running.change(blobs=Away())
+    assert running.run("ingest").state == "failed"
+    assert running.jobs.attention["colours"].listed_at == 0.0
+    assert running.run("ingest", everything=True).state == "failed"
+    assert running.jobs.attention["colours"].listed_at == float("-inf"), "it is due again"
+
+
+def test_answers_are_collected_while_the_store_is_away(start: Callable[..., Running]) -> None:
+    running = start(tick_s=0.05, review="automatic")
+    give(running.world, "pool", 2, np.random.default_rng(8))
+    running.run("mine", "send", budget=2)
+    running.until(lambda: running.jobs.attention["colours"].listed_at > 0, "the first listing")
+    running.run("ingest")
+    running.change(blobs=Away())
+    running.until(lambda: "ingest" in running.jobs.errors["colours"], "the trouble")
+    running.world.answer_all()
+    running.jobs.hint("colours")
+    running.until(lambda: running.world.loop.work.counts()["labelled"] == 2, "the answers")
+    assert running.jobs.errors["colours"] == {"ingest": "the store is away"}
+
+
+def test_what_a_step_failed_with_is_not_taken_back_by_a_look_that_went_well(start: Callable[..., Running]) -> None:
+    running = start(tick_s=0.05)
+    real = running.world.loop.blobs
+    running.until(lambda: running.jobs.attention["colours"].listed_at > 0, "the first listing")
+    running.run("ingest")
+    running.jobs.errors["colours"]["ingest"] = "a file cannot be read"
+    running.change(blobs=Away())
+    running.until(lambda: running.jobs._unseen["colours"], "the trouble")
+    running.change(blobs=real)
+    running.until(lambda: not running.jobs._unseen["colours"], "the end of it")
+    assert running.jobs.errors["colours"] == {"ingest": "a file cannot be read"}
+
+
+def test_the_ticker_goes_on_where_finished_jobs_cannot_be_forgotten(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> list[Any]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(jobs_module.DBOS, "list_workflows", full)
+        running = start(tick_s=0.05, review="automatic")
+        running.jobs._swept_at = float("-inf")
+        shown = {"schedule": "finished jobs cannot be forgotten: OSError: [Errno 28] No space left on device"}
+        running.until(lambda: running.jobs.errors == {"colours": shown, "shapes": shown}, "the trouble")
+        give(running.world, "pool", 2, np.random.default_rng(9))
+        running.run("mine", budget=2)
+        running.until(lambda: len(running.world.tool.task_ids()) == 2, "the tasks, sent by the ticker")
+        assert running.jobs.alive
+    running.until(lambda: running.jobs.errors == {"colours": {}, "shapes": {}}, "the end of it")
 
 
 def test_finished_jobs_are_forgotten_after_their_time(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:

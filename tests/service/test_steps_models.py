@@ -18,6 +18,7 @@ from hardloop.service import database as db
 from hardloop.service import judging, retraining, schedule, steps
 from hardloop.service.intake import GivenImage
 from tests.fakes.loops import LABELS, FakeLoop, fake_loop, picture
+from tests.fakes.registry import InMemoryRegistry
 from tests.service.scenes import first_model, give, produce, round_of_labels
 from training import datasets
 
@@ -234,6 +235,46 @@ def test_near_duplicates_of_held_out_samples_are_left_out_of_training_and_named(
 def _textured(rng: np.random.Generator) -> np.ndarray:
     """An image with enough edges for a fingerprint to know it by."""
     return np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+
+
+def test_a_registry_that_was_set_up_anew_is_told_since_its_numbers_name_other_models(world: FakeLoop) -> None:
+    rng = np.random.default_rng(15)
+    first_model(world, rng)
+    (before,) = world.loop.lineage.trainings()
+    anew = InMemoryRegistry("colours")
+    loop = replace(world.loop, registry=anew)
+    give(world, "seed", 2, rng)
+    told = (
+        rf"its model version 1 is training \w{{16}} in MLflow and was training {before['training_key']} before, as in "
+        "an MLflow that was set up anew"
+    )
+    with pytest.raises(Conflict, match=told):
+        steps.train(loop, manual=True)
+    assert [v.version for v in anew.versions()] == ["1"]
+    rows = {t["training_key"]: t for t in loop.lineage.trainings()}
+    (row,) = (t for key, t in rows.items() if key != before["training_key"])
+    assert rows[before["training_key"]] == before
+    assert (row["state"], row["model_version"]) == ("failed", None)
+    assert "restore its database" in row["error"], "it stays to be read, whatever is restarted"
+    assert steps.promote(loop) is None, "no model serves by a decision that was made about another"
+    assert [d["model_version"] for d in loop.lineage.decisions()] == ["1"]
+    assert steps.train(world.loop, manual=True) == "2", "back in its own registry it goes on"
+
+
+@pytest.mark.parametrize("decided", [True, False])
+def test_a_number_that_names_another_training_now_is_no_version_of_ours(world: FakeLoop, decided: bool) -> None:
+    give(world, "seed", 3, np.random.default_rng(16))
+    version = steps.train(world.loop, manual=True)
+    assert version == "1"
+    if decided:
+        world.loop.lineage.decide(version, Verdict(True, "as decided before MLflow was lost", (), None, 7))
+    (kept,) = world.registry.versions_kept
+    kept.version = replace(kept.version, training_key="another")
+    assert steps.promote(world.loop) is None
+    assert world.registry.champion() is None
+    (event,) = [event for event in world.loop.work.events() if event["actor"] == "gate"]
+    assert "not in the registry any more" in event["detail"]["why"]
+    assert not schedule.undecided(world.loop)
 
 
 # ---------------------------------------------------------------- promote

@@ -1,6 +1,6 @@
 """Mine, send and collect on both databases: who may be asked about, once each, and whose answers count."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +12,15 @@ from sqlalchemy.engine import Engine
 
 from hardloop.core import ids
 from hardloop.core.errors import Missing, Unavailable
-from hardloop.core.records import Split
+from hardloop.core.records import Prediction, Split
 from hardloop.service import retraining, steps
 from hardloop.service.database import connect, migrate
 from hardloop.service.intake import GivenImage
+from hardloop.service.samples import StoredPrediction
+from miner.policy import MiningPolicy
 from miner.select import PolicyMiner
 from tests.fakes.loops import LABELS, FakeLoop, fake_loop, picture
-from tests.service.scenes import first_model, give, produce, round_of_labels
+from tests.service.scenes import AT, first_model, give, produce, round_of_labels
 
 
 @pytest.fixture
@@ -47,6 +49,18 @@ def test_before_there_is_a_model_mining_covers_the_pool_and_makes_no_pre_annotat
     world.loop.work.decide("approved", "reviewer")
     steps.send(world.loop)
     assert all(world.tool.predictions(task) == [] for task in world.tool.task_ids())
+
+
+def test_the_history_shows_the_policy_that_a_selection_was_made_with(world: FakeLoop) -> None:
+    policy = world.loop.settings.mining.model_copy(update={"class_quotas": {0: 1}})
+    settings_ = world.loop.settings.model_copy(update={"mining": policy})
+    loop = replace(world.loop, settings=settings_, miner=PolicyMiner(policy))
+    give(world, "pool", 2, np.random.default_rng(20))
+    steps.mine(loop, "round-1", 2)
+    (event,) = [event for event in loop.work.events() if event["kind"] == "selection"]
+    assert MiningPolicy.model_validate(event["detail"]["policy"]) == policy
+    (selection,) = loop.work.selections()
+    assert MiningPolicy.model_validate(event["detail"]["policy"]).digest == selection["policy_digest"]
 
 
 def test_an_empty_pool_gives_an_empty_selection_that_says_so(world: FakeLoop) -> None:
@@ -235,6 +249,69 @@ def test_collect_adopts_the_tasks_of_a_send_that_was_killed_with_their_answers(w
     steps.collect(world.loop)
     labels = {row["sample_id"]: row["label"] for row in world.loop.work.labels()}
     assert labels == {sample: world.truth[sample] for sample in queued(world)}
+
+
+def test_tasks_of_a_send_that_broke_get_their_predictions_though_answers_were_collected_meanwhile(
+    world: FakeLoop,
+) -> None:
+    rng = np.random.default_rng(17)
+    first_model(world, rng)
+    produce(world, 20, rng)
+    steps.ingest(world.loop)
+    steps.mine(world.loop, "round-1", 8)
+    world.loop.work.decide("approved", "reviewer")
+    world.tool.break_after(4)
+    with pytest.raises(Unavailable):
+        steps.send(world.loop)
+    answered = min(world.tool.task_ids())
+    world.tool.answer(answered, "red")
+    assert steps.collect(world.loop)["new"] == 1
+    assert [task["task_id"] for task in world.loop.work.tasks()] == [answered], "its answer must not wait"
+    assert steps.send(world.loop) == 7
+    held = {task: len(world.tool.predictions(task)) for task in world.tool.task_ids()}
+    assert held == {task: int(task != answered) for task in held}
+    assert len(held) == 8
+
+
+def test_tasks_are_not_taken_for_sent_before_the_older_ones_show_the_new_champions_word(world: FakeLoop) -> None:
+    rng = np.random.default_rng(18)
+    first_model(world, rng)
+    produce(world, 30, rng)
+    steps.ingest(world.loop)
+    for number in (1, 2):
+        steps.mine(world.loop, f"round-{number}", 4)
+        world.loop.work.decide("approved", "reviewer")
+        if number == 1:
+            steps.send(world.loop)
+            give(world, "seed", 2, rng)
+            assert steps.train(world.loop, manual=True) == "2"
+            world.registry.promote(world.registry.versions()[1], "by hand")
+    predict, calls = world.tool.predict, iter(range(9))
+
+    def once_away(predictions: Mapping[int, Prediction]) -> None:
+        if next(calls) == 1:  # the first call belongs to the new tasks, the second to the older ones
+            raise Unavailable("the annotation tool went away")
+        predict(predictions)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(world.tool, "predict", once_away)
+        with pytest.raises(Unavailable):
+            steps.send(world.loop)
+        assert steps.send(world.loop) == 4
+    assert {p.model_version for task in world.tool.task_ids() for p in world.tool.predictions(task)} == {"2"}
+
+
+def test_a_probability_that_rounding_left_above_one_does_not_hold_up_the_batch(world: FakeLoop) -> None:
+    give(world, "pool", 4, np.random.default_rng(19))
+    above = np.array([1.0000001, 0.0, 0.0], dtype=np.float32)
+    samples = [s.sample_id for s in world.loop.samples.of_role("pool")]
+    world.loop.samples.predict([StoredPrediction(s, "own-1", above, None, "own", {}, None, AT) for s in samples])
+    for number in (1, 2):  # the second time, what was sent before is renewed
+        steps.mine(world.loop, f"round-{number}", 3)
+        world.loop.work.decide("approved", "reviewer")
+        assert steps.send(world.loop) == 3
+    said = [world.tool.predictions(task) for task in world.tool.task_ids()]
+    assert said == [[Prediction("own-1", "red", 1.0)]] * 6
 
 
 def test_tasks_of_samples_that_are_not_ours_are_left_alone(world: FakeLoop) -> None:
