@@ -1,18 +1,21 @@
 """The blob store: an S3-compatible server through the minio client, or a directory where there is no server."""
 
+import hashlib
 import io
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
 
 import urllib3
 from minio import Minio
+from minio.credentials import Credentials
 from minio.error import MinioException, S3Error
+from minio.signer import sign_v4_s3
 
 from hardloop.core.blob_keys import check_key
 from hardloop.core.directory_blobs import DirectoryBlobs
@@ -150,16 +153,13 @@ class S3Blobs:
 
     def _put_if_free(self, key: str, data: bytes, content_type: str) -> bool:
         """Whether the conditional put was taken. Raises _NotHonoured where the server does not know the condition."""
-        # The client's put_object has no argument for conditional headers; a presigned address takes any unsigned one.
-        address = self._client.get_presigned_url(
-            "PUT", bucket_name=self._bucket, object_name=key, expires=timedelta(minutes=5)
-        )
-        headers = {"If-None-Match": "*", "Content-Type": content_type}
+        # The client's put_object has no argument for conditional headers.
+        url, headers = self._signed_put(key, data, {"If-None-Match": "*", "Content-Type": content_type})
         for _ in range(_CONFLICTS):
             with self._errors(key):
                 # Repeated only where nothing was sent: a put whose answer was lost would find its own object there.
                 once = urllib3.Retry(total=2, connect=2, read=0, status=0, other=0, redirect=0, backoff_factor=0.2)
-                response = self._http.request("PUT", address, body=data, headers=headers, retries=once)
+                response = self._http.request("PUT", url, body=data, headers=headers, retries=once)
             if response.status != 409:  # a conflict with a delete under way says nothing about the key yet
                 break
         if response.status == 412:
@@ -173,6 +173,33 @@ class S3Blobs:
         if response.status >= 300:
             raise Unavailable(f"S3 at {self.settings.url} answered {response.status} to a conditional put of {key!r}")
         return True
+
+    def _signed_put(self, key: str, data: bytes, headers: dict[str, str]) -> tuple[str, dict[str, str]]:
+        """The address to put a key to, and the headers that sign it.
+
+        The signature stands in the headers, not in the address: urllib3 logs addresses, e.g. when it tries again.
+        """
+        # The client knows where a provider wants the bucket's name; its signature in the address is left out.
+        address = self._client.get_presigned_url("PUT", bucket_name=self._bucket, object_name=key)
+        url = urlsplit(address)._replace(query="")
+        at = datetime.now(UTC)
+        digest = hashlib.sha256(data).hexdigest()
+        headers |= {
+            "Host": url.netloc,
+            "x-amz-content-sha256": digest,
+            "x-amz-date": at.strftime("%Y%m%dT%H%M%SZ"),
+        }
+        if self.settings.access_key:  # without one, the client asks as nobody in particular too
+            sign_v4_s3(
+                method="PUT",
+                url=url,
+                region=self.settings.region,
+                headers=headers,
+                credentials=Credentials(self.settings.access_key, self.settings.secret_key),
+                content_sha256=digest,
+                date=at,
+            )
+        return url.geturl(), headers
 
     def _probe_create_once(self) -> bool:
         """Whether a second conditional put of a key is refused, tried on a key of our own."""

@@ -56,11 +56,15 @@ class DirectoryBlobs:
 
     def keys(self, prefix: str, start_after: str = "") -> Iterator[str]:
         """See `BlobStore.keys`."""
-        after = start_after.encode()
+        after, folder = start_after.encode(), prefix.rpartition("/")[0]
+        try:
+            top = self._root / (check_key(folder) if "/" in prefix else "")
+        except BadInput:
+            return  # no key lies in such a folder, and ".." must not lead out of ours
         with self._errors(prefix):
             found = [
                 path.relative_to(self._root).as_posix()
-                for path in self._root.rglob("*")
+                for path in top.rglob("*")
                 if path.is_file() and not path.name.startswith(_UNFINISHED)
             ]
         yield from sorted((k for k in found if k.startswith(prefix) and k.encode() > after), key=str.encode)

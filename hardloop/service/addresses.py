@@ -1,38 +1,48 @@
 """What the command line says about a running installation."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
-from hardloop.service.connections import Connections
+from hardloop.service.connections import FILE, Connections
 from hardloop.service.embedded.label_studio_server import USERNAME
 from hardloop.service.embedded.private_files import Secrets
 from hardloop.service.settings import Settings
 
 
 def show(connections: Connections, settings: Settings) -> str:
-    """Addresses and logins, and how a model server reaches the store."""
-    token = connections.admin_token.get_secret_value()
+    """Addresses, and how a model server reaches the store.
+
+    In a terminal also the secrets that were made here; elsewhere, where output is kept for long and read by many, only
+    the files they lie in. A secret that the user brought is known to them and shown nowhere.
+    """
+    terminal = sys.stdout.isatty()
+    token = f"token: {connections.admin_token.get_secret_value()}" if terminal else "with the token"
     lines = [
         "",
-        f"service       {connections.service_url}   (API under /docs; token: {token})",
+        f"service       {connections.service_url}   (API under /docs; {token})",
         *(
             f"predictor     {address}   (loop {loop}: POST an image to /predict)"
             for loop, address in connections.predictors.items()
         ),
-        f"Label Studio  {connections.label_studio_url}{_login(settings)}",
+        f"Label Studio  {connections.label_studio_url}{_login(settings, terminal)}",
         f"MLflow        {connections.mlflow_url}",
     ]
     if connections.s3 is not None:
-        s3, secret = connections.s3, connections.s3.secret_key.get_secret_value()
+        s3, own = connections.s3, settings.store.url is not None
+        key, secret = (s3.access_key, s3.secret_key.get_secret_value()) if terminal and not own else ("…", "…")
         lines += [
             f"S3            {s3.url}   (bucket {s3.bucket})",
             "",
             "for your own model server:",
             f"  export HARDLOOP_S3_URL={s3.url} HARDLOOP_S3_BUCKET={s3.bucket}",
-            f"  export HARDLOOP_S3_ACCESS_KEY={s3.access_key} HARDLOOP_S3_SECRET_KEY={secret}",
+            f"  export HARDLOOP_S3_ACCESS_KEY={key} HARDLOOP_S3_SECRET_KEY={secret}" + ("   (your own)" if own else ""),
         ]
     else:
         lines += ["", "for your own model server:", f"  export HARDLOOP_S3_URL=file://{connections.blobs_dir}"]
+    if not terminal:
+        folder = settings.data_dir
+        lines += ["", f"the secrets: {folder / FILE}, Label Studio's password: {folder / 'secrets.json'}"]
     return "\n".join(lines) + "\n"
 
 
@@ -52,8 +62,10 @@ def status_lines(loop: Mapping[str, Any]) -> list[str]:
     return lines + [f"  trouble   {step}: {why}" for step, why in loop["errors"].items()]
 
 
-def _login(settings: Settings) -> str:
+def _login(settings: Settings, with_password: bool) -> str:
     if settings.label_studio.url:
         return ""
+    if not with_password:
+        return f"   (login {USERNAME})"
     password = Secrets(settings.data_dir / "secrets.json").get("label_studio_password")
     return f"   (login {USERNAME}, password {password})"

@@ -5,6 +5,7 @@ is forked: a watchdog is a fresh interpreter, so threads here are no danger to i
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 from hardloop.core.errors import Unavailable
 
 _WATCHDOG = Path(__file__).with_name("watchdog.py")
-_LOG_BYTES = 16 * 1024 * 1024  # a log larger than this starts anew at the next start; one older log is kept
+_LOG_BYTES = 16 * 1024 * 1024  # a log larger than this starts anew; one older log is kept
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_FILE")
 
 Check = Callable[["Child"], bool]
@@ -83,7 +84,10 @@ class Child:
         does not run any more then.
         """
         with self._mutex:
-            self._spawn()
+            try:
+                self._spawn()
+            except OSError as error:  # no memory, no processes, no descriptors or no disk left: later there may be
+                raise Unavailable(f"{self.command.name} cannot be started: {error.strerror or error}") from error
         try:
             self._wait(waiting)
         except BaseException:
@@ -113,14 +117,30 @@ class Child:
         except OSError:
             return ""
 
+    def trim_log(self) -> None:
+        """Start the log anew where it has grown too large, also while the command runs."""
+        log = self.command.log
+        try:
+            if log.stat().st_size <= _LOG_BYTES:
+                return
+            with suppress(OSError):  # on a full disk, room matters more than the older log
+                older = log.with_suffix(".1.log")
+                older.touch(mode=0o600)
+                shutil.copyfile(log, older)
+            # The command holds the file open and appends: emptied, it is gone on with from its beginning. A few lines
+            # that come between the copy and this are lost.
+            os.truncate(log, 0)
+            self._log_start = 0
+        except FileNotFoundError:
+            return  # never written, or deleted by somebody
+
     def _last_lines(self) -> str:
         return "\n".join(self.said().splitlines()[-15:])
 
     def _spawn(self) -> None:
         command = self.command
         command.log.parent.mkdir(parents=True, exist_ok=True)
-        if command.log.exists() and command.log.stat().st_size > _LOG_BYTES:
-            command.log.replace(command.log.with_suffix(".1.log"))
+        self.trim_log()
         command.log.touch(mode=0o600)
         self._log_start = command.log.stat().st_size
         self._watchdog = subprocess.Popen(

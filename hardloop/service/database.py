@@ -113,8 +113,8 @@ selections = Table(
     Column("seed", sa.BigInteger, nullable=False),
     Column("budget", sa.Integer, nullable=False),
     Column("policy_digest", sa.String(64), nullable=False),
-    Column("model_version", sa.String(256)),
-    Column("encoder", sa.String(64), nullable=False),
+    Column("model_version", sa.Text),  # like the encoder, of any name: see predictions
+    Column("encoder", sa.Text, nullable=False),
     Column("objective", sa.Float, nullable=False),
     Column("terms", sa.JSON, nullable=False),
     Column("shortfall", sa.JSON, nullable=False),
@@ -273,35 +273,45 @@ def now() -> datetime:
 
 
 def connect(url: str) -> Engine:
-    """An engine for a `sqlite:///` or `postgresql://` address. Raises BadSettings for others."""
+    """An engine for a `sqlite:///` or `postgresql://` address. Raises BadSettings for others.
+
+    What is raised later where the database is away, locked or full is Unavailable, with the reason in one line.
+    """
     try:
         parsed = sa.make_url(url)
-    except sa.exc.ArgumentError:
-        raise BadSettings(f"database address {url!r}: expected sqlite:///PATH or postgresql://USER@HOST/NAME") from None
+    except (sa.exc.ArgumentError, ValueError):
+        # It is not shown: where it cannot be taken apart, nobody knows which part of it is the password.
+        raise BadSettings(
+            "the database address cannot be read: expected sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/NAME"
+        ) from None
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(parsed.database).parent)
         engine = sa.create_engine(parsed, connect_args={"timeout": 30}, json_serializer=_json)
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
-        return engine
-    if parsed.get_backend_name() == "postgresql":
-        return sa.create_engine(
+    elif parsed.get_backend_name() == "postgresql":
+        engine = sa.create_engine(
             parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=10, json_serializer=_json
         )
-    raise BadSettings(f"database {parsed.get_backend_name()!r} is not supported: use sqlite or postgresql")
+    else:
+        raise BadSettings(f"database {parsed.get_backend_name()!r} is not supported: use sqlite or postgresql")
+    event.listen(engine, "handle_error", _unavailable)
+    return engine
 
 
 def migrate(engine: Engine, revision: str = "head") -> None:
     """Bring the schema to a revision; raises Unavailable where the database does not answer."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    try:
-        with engine.connect().execution_options(**_WRITES) as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, revision)
-    except sa.exc.OperationalError as error:
-        raise Unavailable(f"the database {engine.url!r} does not answer: {error.orig}") from error
+    with engine.connect().execution_options(**_WRITES) as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def reason(error: sa.exc.DBAPIError) -> str:
+    """What the database said, in one line and without the statement."""
+    return " ".join(str(error.orig).split())
 
 
 @contextmanager
@@ -357,6 +367,24 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadSettings(f"cannot make the database's folder {folder}: {error.strerror}") from None
+
+
+def _unavailable(context: sa.engine.ExceptionContext) -> Unavailable | None:
+    """The one place where a driver's complaint about its connection becomes an error of ours."""
+    error = context.sqlalchemy_exception
+    # A stale connection that the pool found out by asking is made anew, which nobody needs to hear of.
+    if context.is_pre_ping or context.engine is None or not isinstance(error, sa.exc.OperationalError):
+        return None
+    # A password may stand among the address's options too.
+    address = context.engine.url.set(query={}).render_as_string()
+    return Unavailable(f"the database {address} does not answer: {reason(error)}")
 
 
 def _sqlite_connect(raw: Any, _record: Any) -> None:

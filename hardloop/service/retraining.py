@@ -1,5 +1,6 @@
 """From labels to a candidate: when a training is due, what it is given, and how it gets through crashes and faults."""
 
+import shutil
 from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
@@ -97,6 +98,7 @@ def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
     if (reused := _reused(loop, training_key, version.version)) is not None:
         raise _failed(loop, training_key, reused)
     loop.lineage.end_training(training_key, version.version)
+    shutil.rmtree(loop.folder / "trainings" / training_key, ignore_errors=True)  # the registry has it all
     loop.work.event("trainer", "trained", {"training": training_key, "model": version.version})
     return version.version
 

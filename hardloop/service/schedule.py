@@ -38,24 +38,24 @@ LIST_S = 24 * 3600.0
 SWEEP_S = 60.0
 
 
-def due(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> list[Due]:
-    """What is due in a loop, most of the time nothing. Nothing counts as looked at before `asked` says so."""
-    chains: list[Due] = []
-    if now_s - attention.listed_at >= LIST_S:
-        chains.append(Due(("ingest",), {"everything": True}))
-    elif _captured(loop, attention, now_s):
-        chains.append(Due(("ingest",)))
-    if _asks_for_more(loop):
-        chains.append(Due(("mine",)))
-    if loop.work.to_send():
-        chains.append(Due(("send",)))
-    if loop.work.has_tasks() and (attention.hinted or now_s - attention.collected_at >= poll_s):
-        everything = now_s - attention.reread_at >= LIST_S
-        chains.append(Due(("collect",), {"everything": True} if everything else {}))
-    if loop.lineage.trainings("running") or retraining.due(loop).fire:
-        chains.append(Due(("train", "promote")))
-    elif undecided(loop):
-        chains.append(Due(("promote",)))
+def due(
+    loop: Loop, attention: Attention, now_s: float, poll_s: float, troubles: dict[str, Exception] | None = None
+) -> list[Due]:
+    """What is due in a loop, most of the time nothing. Nothing counts as looked at before `asked` says so.
+
+    troubles: takes up, by step, why it could not be looked for, and the others are looked for all the same; without it
+    the first such error is raised.
+    """
+    chains = []
+    for step, look in _LOOKS.items():
+        try:
+            found = look(loop, attention, now_s, poll_s)
+        except Exception as error:  # the store, the database: whatever is away now is no fault of the other steps
+            if troubles is None:
+                raise
+            troubles[step] = error
+        else:
+            chains += [found] if found else []
     return chains
 
 
@@ -77,6 +77,35 @@ def undecided(loop: Loop) -> bool:
     return any(d["applied_at"] is None for d in decisions) or any(
         t["model_version"] not in decided for t in loop.lineage.trainings("trained")
     )
+
+
+def _ingest(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> Due | None:  # noqa: ARG001
+    if now_s - attention.listed_at >= LIST_S:
+        return Due(("ingest",), {"everything": True})
+    return Due(("ingest",)) if _captured(loop, attention, now_s) else None
+
+
+def _mine(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> Due | None:  # noqa: ARG001
+    return Due(("mine",)) if _asks_for_more(loop) else None
+
+
+def _send(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> Due | None:  # noqa: ARG001
+    return Due(("send",)) if loop.work.to_send() else None
+
+
+def _collect(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> Due | None:
+    if not loop.work.has_tasks() or not (attention.hinted or now_s - attention.collected_at >= poll_s):
+        return None
+    return Due(("collect",), {"everything": True} if now_s - attention.reread_at >= LIST_S else {})
+
+
+def _train(loop: Loop, attention: Attention, now_s: float, poll_s: float) -> Due | None:  # noqa: ARG001
+    if loop.lineage.trainings("running") or retraining.due(loop).fire:
+        return Due(("train", "promote"))
+    return Due(("promote",)) if undecided(loop) else None
+
+
+_LOOKS = {"ingest": _ingest, "mine": _mine, "send": _send, "collect": _collect, "train": _train}
 
 
 def _captured(loop: Loop, attention: Attention, now_s: float) -> bool:

@@ -1,10 +1,21 @@
 """Settings: `hardloop.toml` and `HARDLOOP_…` variables, checked as a whole before anything starts."""
 
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from annotation.label_schema import check_labels
@@ -17,6 +28,21 @@ from registry.gate import GatePolicy
 
 CONFIG = "hardloop.toml"
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _http(url: str | None) -> str | None:
+    """An address as it is, None where it was left empty. Raises ValueError: here, not where it is first used."""
+    if not url:
+        return None
+    with suppress(ValueError):  # brackets that do not close, a port that is no number
+        parts = urlsplit(url)
+        plain = not parts.query and not parts.fragment
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and plain:
+            return url
+    raise ValueError("expected http(s)://host[:port][/path]")
+
+
+Address = Annotated[str | None, AfterValidator(_http)]
 
 
 class _Strict(BaseModel):
@@ -71,28 +97,28 @@ class LoopSettings(_Strict):
 class StoreSettings(_Strict):
     """Your own S3-compatible server; without a url an embedded one is started."""
 
-    url: Annotated[str | None, Field(description="http(s)://host:port of the server.")] = None
+    url: Annotated[Address, Field(description="http(s)://host:port of the server.")] = None
     bucket: Annotated[str, Field(description="The bucket, created if it is missing.")] = "hardloop"
     access_key: str = ""
     secret_key: SecretStr = SecretStr("")
     region: str = "us-east-1"
     url_for_label_studio: Annotated[
-        str | None, Field(description="The address under which Label Studio reaches the server, where it differs.")
+        Address, Field(description="The address under which Label Studio reaches the server, where it differs.")
     ] = None
 
 
 class LabelStudioSettings(_Strict):
     """Your own Label Studio; without a url an embedded one is started."""
 
-    url: str | None = None
+    url: Address = None
     api_key: Annotated[SecretStr, Field(description="A legacy token or a personal access token.")] = SecretStr("")
-    project_id: Annotated[int | None, Field(description="A project of yours to use; else one is created.")] = None
+    project_id: Annotated[int | None, Field(gt=0, description="A project of yours to use; else one is created.")] = None
 
 
 class MlflowSettings(_Strict):
     """Your own MLflow tracking server; without a url an embedded one is started."""
 
-    url: str | None = None
+    url: Address = None
 
 
 class Settings(BaseSettings):
@@ -119,7 +145,7 @@ class Settings(BaseSettings):
     host: Annotated[str, Field(description="Address the service and the predictors listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port of the service; 0 takes a free one.")] = 8420
     webhook_url: Annotated[
-        str | None, Field(description="Where Label Studio reaches this service; without it http://host:port.")
+        Address, Field(description="Where Label Studio reaches this service; without it http://host:port.")
     ] = None
     tick_s: Annotated[float, Field(gt=0, le=3600, description="How often the service looks for work.")] = 2.0
     poll_s: Annotated[float, Field(gt=0, description="How often answers are polled when no webhook comes.")] = 30.0
@@ -129,6 +155,17 @@ class Settings(BaseSettings):
         names = [loop.name for loop in self.loops]
         if len(set(names)) != len(names):
             raise ValueError(f"loop names must be distinct: {', '.join(sorted(names))}")
+        return self
+
+    @model_validator(mode="after")
+    def _project_of_one_loop(self) -> "Settings":
+        number = self.label_studio.project_id
+        if number is not None and len(self.loops) > 1:
+            names = ", ".join(loop.name for loop in self.loops)
+            raise ValueError(
+                f"label_studio.project_id {number} cannot serve {len(self.loops)} loops ({names}): leave it out, and "
+                "each gets a project of its own"
+            )
         return self
 
     @classmethod

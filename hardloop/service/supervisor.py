@@ -1,5 +1,6 @@
 """Starts children again when they crash, later each time, and says how they are."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 
 from hardloop.core.errors import HardloopError, Unavailable
 from hardloop.service.children import Child
+
+log = logging.getLogger("hardloop.supervisor")
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 _STEADY_S = 120.0  # a child that ran this long had no trouble starting: the next crash counts as the first
@@ -70,10 +73,19 @@ class Supervisor:
         return ChildStatus(child.alive, child.pid, one.restarts if one else 0, one.trouble if one else "")
 
     def _look_after(self) -> None:
+        # Nothing may end this thread: nothing that crashes would be started again.
         while not self._stop.wait(0.25):
             for name, one in self._watched.items():
-                if not one.child.alive and not self._stop.is_set():
-                    self._revive(name, one)
+                try:
+                    if one.child.alive:
+                        one.child.trim_log()
+                    elif not self._stop.is_set():
+                        self._revive(name, one)
+                except Exception as error:
+                    trouble = f"{name} cannot be looked after: {type(error).__name__}: {error}"
+                    if trouble != one.trouble:
+                        log.warning(trouble, exc_info=True)
+                    one.trouble = trouble
 
     def _revive(self, name: str, one: _Watched) -> None:
         now = time.monotonic()
@@ -82,7 +94,7 @@ class Supervisor:
             one.not_before = now + one.wait_s
             one.trouble = f"{name} ended with status {one.child.exit_status}; see {one.child.command.log}"
             one.child.stop()  # its workers, if any are left
-            self._changed()
+            self._tell()
         if now < one.not_before:
             return
         one.wait_s = min(one.wait_s * 2, _LONGEST_WAIT_S)
@@ -92,8 +104,11 @@ class Supervisor:
             self._reviving = one.child
         try:
             one.child.start(self._unless_stopped)
-        except HardloopError as error:
-            one.trouble = str(error)
+        except Exception as error:
+            foreseen = isinstance(error, HardloopError)
+            one.trouble = str(error) if foreseen else f"{name} cannot be started: {type(error).__name__}: {error}"
+            if not foreseen:
+                log.warning(one.trouble, exc_info=True)
             one.not_before = time.monotonic() + one.wait_s
         else:
             one.restarts += 1
@@ -101,7 +116,13 @@ class Supervisor:
             one.up_since = time.monotonic()
         finally:
             self._reviving = None
-        self._changed()
+        self._tell()
+
+    def _tell(self) -> None:
+        try:
+            self._changed()
+        except Exception as error:  # a state file that is out of date is better than a child that stays down
+            log.warning("what is known of the children could not be told: %s", error)
 
     def _unless_stopped(self, _: float) -> None:
         if self._stop.is_set():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,13 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hardloop.core import errors
-from hardloop.core.errors import Busy, HardloopError, Interrupted
+from hardloop.core.errors import Busy, HardloopError, Interrupted, Unavailable
 from hardloop.core.ports import Progress
 from hardloop.core.records import TrainedModel
 from hardloop.service.children import clean_environment
 from hardloop.service.connections import Connections
 
 _ORPHAN_S = 10.0  # a training whose service was killed ends by itself well within this
+
+# A stop of the service reaches its trainings too. No attempt is counted then: whoever stops politely three times during
+# a long training must not lose it. SIGKILL counts, as it is how a system ends what takes too much memory.
+_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingProcess:
@@ -72,12 +77,20 @@ class TrainingProcess:
                 raise
         if "error" in last:
             raise _error(str(last["error"]), str(last.get("message", "")))
+        if -process.returncode in _ASKED_TO_END:
+            raise Unavailable(
+                f"the training was ended by signal {-process.returncode}, as when the service is stopped: "
+                "it goes on where it was"
+            )
         if process.returncode != 0 or "result" not in last:
             raise Interrupted(
                 f"the training ended with status {process.returncode} and no result: see the service's log; "
                 "it is tried again"
             )
-        return _model(result)
+        model = _model(result)
+        for path in (job, result):  # kept where it failed, for whoever looks into it
+            path.unlink()
+        return model
 
     def _store(self) -> dict[str, str]:
         s3 = self._connections.s3

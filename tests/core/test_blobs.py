@@ -1,5 +1,7 @@
 """The blob stores: the contract on every real store, and what only one of them can get wrong."""
 
+import logging
+import os
 import socket
 import threading
 import time
@@ -140,6 +142,27 @@ def test_a_conditional_put_whose_answer_is_lost_is_not_taken_for_a_taken_key() -
     assert sum(path.endswith("/precious") for path in stored) == 1
 
 
+def test_no_log_holds_anything_that_could_be_used_to_write(caplog: pytest.LogCaptureFixture) -> None:
+    """urllib3 logs the address when it tries again, and every request's for who wants to see it."""
+
+    def take(handler: BaseHTTPRequestHandler) -> None:
+        handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        handler.send_response(204)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    caplog.set_level(logging.DEBUG)
+    settings = S3Settings(f"http://127.0.0.1:{free_ports(1)[0]}", "bucket", "our-access-key", "secret")
+    with pytest.raises(Unavailable):
+        S3Blobs(settings).put_new("a", b"1")
+    with _http_server(take) as url:
+        S3Blobs(replace(settings, url=url)).put_new("a", b"1")
+    assert "Retrying" in caplog.text
+    assert "PUT /bucket/probes/create-once-" in caplog.text
+    for word in ("our-access-key", "X-Amz", "Signature"):
+        assert word not in caplog.text
+
+
 def test_a_server_that_was_away_at_first_is_asked_again_whether_it_creates_once() -> None:
     """The probe's answer is kept for good, so a failed probe must not count as one."""
     asked: list[str] = []
@@ -224,6 +247,29 @@ def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(HardloopError, match="file"):
         DirectoryBlobs(tmp_path / "file" / "blobs")
+
+
+def test_a_listing_looks_only_into_the_folder_of_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, looked = DirectoryBlobs(tmp_path), []
+    for key in ("images/ab/1", "images/cd/2", "captures/shoes/3", "captures/shoes/4/5"):
+        store.put(key, b"")
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(Path(path).name) or scandir(path))
+    assert list(store.keys("captures/shoes/")) == ["captures/shoes/3", "captures/shoes/4/5"]
+    assert set(looked) == {"shoes", "4"}
+
+
+@given(prefix=st.text(st.sampled_from("/.\\ab\0é"), max_size=6))
+def test_any_prefix_lists_what_starts_with_it_and_nothing_outside_the_folder(
+    tmp_path_factory: pytest.TempPathFactory, prefix: str
+) -> None:
+    outside = tmp_path_factory.getbasetemp() / "listed"
+    store, keys = DirectoryBlobs(outside / "inside"), ["a/a/b", "a/b", "ab/a", "b", "é/a"]
+    for key in keys:
+        store.put(key, b"")
+    (outside / "a").write_bytes(b"not the store's")
+    assert list(store.keys(prefix)) == [key for key in keys if key.startswith(prefix)]
+    assert list(store.keys(f"{outside}/")) == []
 
 
 @given(key=st.text(max_size=40) | st.lists(st.text(max_size=8), max_size=6).map("/".join), data=st.binary(max_size=64))

@@ -1,5 +1,6 @@
 """Children: started clean, watched, and never left behind, whatever ends the process that started them."""
 
+import errno
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from hardloop.core.errors import Unavailable
+from hardloop.service import children
 from hardloop.service.children import Child, Command, clean_environment
 from hardloop.service.supervisor import Supervisor
 
@@ -112,6 +114,12 @@ def test_a_child_that_ends_while_starting_is_reported_with_its_last_words(make: 
 def test_a_program_that_is_not_there_is_reported_by_name(make: Callable[..., Child]) -> None:
     with pytest.raises(Unavailable, match="cannot start /nowhere/server"):
         make("", argv=["/nowhere/server"]).start()
+
+
+def test_a_child_whose_log_cannot_be_written_is_reported_by_name(make: Callable[..., Child], tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with pytest.raises(Unavailable, match="the test's server cannot be started: File exists"):
+        make("").start()
 
 
 def test_a_child_that_never_gets_healthy_is_ended(make: Callable[..., Child]) -> None:
@@ -283,3 +291,85 @@ class TestSupervisor:
         supervisor.stop()
         assert time.monotonic() - began < 3.0
         assert not child.alive
+
+    def test_what_the_system_cannot_start_now_is_tried_again(self, make: Callable[..., Child]) -> None:
+        child = make("print('up', flush=True); import time; time.sleep(600)")
+        child.start()
+        supervisor = Supervisor(first_wait_s=0.1)
+        supervisor.watch({"server": child})
+        try:
+            first, real = child.pid, child._spawn
+            assert first is not None
+            fails = iter([OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("a fault of ours")])
+            troubles: list[str] = []
+
+            def starved() -> None:
+                troubles.append(supervisor.status("server", child).trouble)
+                for error in fails:
+                    raise error
+                real()
+
+            child._spawn = starved  # type: ignore[method-assign]
+            os.kill(first, signal.SIGKILL)
+            assert until(lambda: supervisor.status("server", child).restarts == 1)
+            assert child.alive
+            assert "ended with status 137" in troubles[0]
+            assert troubles[1] == "the test's server cannot be started: Cannot allocate memory"
+            assert troubles[2] == "server cannot be started: RuntimeError: a fault of ours"
+        finally:
+            supervisor.stop()
+
+    def test_a_state_that_cannot_be_written_ends_no_supervision(self, make: Callable[..., Child]) -> None:
+        def full() -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        child = make("print('up', flush=True); import time; time.sleep(600)")
+        child.start()
+        supervisor = Supervisor(full, first_wait_s=0.1)
+        supervisor.watch({"server": child})
+        try:
+            for number in (1, 2):
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+                assert until(lambda n=number: supervisor.status("server", child).restarts == n)  # type: ignore[misc]
+        finally:
+            supervisor.stop()
+
+    def test_whatever_goes_wrong_with_one_child_the_others_are_looked_after(self, make: Callable[..., Child]) -> None:
+        class Cursed(Child):
+            @property
+            def alive(self) -> bool:
+                raise RuntimeError("a fault of ours")
+
+        child = make("print('up', flush=True); import time; time.sleep(600)")
+        child.start()
+        supervisor = Supervisor(first_wait_s=0.1)
+        supervisor.watch({"cursed": Cursed(child.command), "server": child})
+        try:
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            assert until(lambda: supervisor.status("server", child).restarts == 1)
+        finally:
+            supervisor.stop()
+
+    def test_a_log_that_grows_too_large_is_started_anew_while_its_child_runs(
+        self, make: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(children, "_LOG_BYTES", 20_000)
+        child = make(
+            "import itertools, time; print('up', flush=True)\n"
+            "for n in itertools.count(): print(f'{n:099}', flush=True); time.sleep(0.001)"
+        )
+        child.start()
+        log, older = child.command.log, child.command.log.with_suffix(".1.log")
+        supervisor = Supervisor()
+        supervisor.watch({"server": child})
+        try:
+            assert until(lambda: older.exists() and 0 < log.stat().st_size < 20_000 < older.stat().st_size)
+            kept, going_on = older.read_text().splitlines(), child.said().splitlines()
+            assert kept[0] == "up"
+            assert int(kept[-2]) < int(going_on[0].lstrip("\0"))
+            assert [stat.S_IMODE(path.stat().st_mode) for path in (log, older)] == [0o600, 0o600]
+            assert supervisor.status("server", child).restarts == 0
+        finally:
+            supervisor.stop()

@@ -148,6 +148,21 @@ def test_without_a_settings_file_the_sentence_says_how_to_write_one(run: Run, wo
         (MINIMAL.replace("green", " green").encode(), "label ' green'"),
         (MINIMAL.encode() * 2, "loop names must be distinct: colours, colours"),
         (b"port = 0\ntick_s = 0\n" + MINIMAL.encode(), "tick_s"),
+        (MINIMAL.encode() + b'[label_studio]\nurl = "labels.example.com"', "label_studio.url: expected http(s)://"),
+        (
+            MINIMAL.encode() + b'[label_studio]\nurl = "https://a.example?key=1"',
+            "label_studio.url: expected http(s)://",
+        ),
+        (MINIMAL.encode() + b'[label_studio]\nurl = "http://h:port"', "label_studio.url: expected http(s)://"),
+        (MINIMAL.encode() + b'[label_studio]\nurl = "http://[::1"', "label_studio.url: expected http(s)://"),
+        (MINIMAL.encode() + b"[label_studio]\nproject_id = -3", "label_studio.project_id: Input should be greater"),
+        (
+            (MINIMAL + MINIMAL.replace("colours", "shapes") + "[label_studio]\nproject_id = 7").encode(),
+            "label_studio.project_id 7 cannot serve 2 loops (colours, shapes): leave it out",
+        ),
+        (MINIMAL.encode() + b'[mlflow]\nurl = "mlflow:5000"', "mlflow.url: expected http(s)://"),
+        (MINIMAL.encode() + b'[store]\nurl = "s3://bucket"', "store.url: expected http(s)://"),
+        (b'webhook_url = "me.example.com"\n' + MINIMAL.encode(), "webhook_url: expected http(s)://"),
     ],
 )
 def test_a_fault_in_the_settings_is_named_with_its_place(run: Run, content: bytes, words: str) -> None:
@@ -193,6 +208,21 @@ def test_a_service_that_was_never_started_has_ended_or_is_something_else_is_told
     assert "connections.json" in run("status").sentence
     file.write_text("cut o")
     assert "does not hold a JSON object" in run("status").sentence
+
+
+@pytest.mark.parametrize(("words", "fault"), [("up", "File exists"), ("status", "Not a directory")])
+def test_a_data_folder_that_is_a_file_is_a_sentence(run: Run, words: str, fault: str) -> None:
+    Path("hardloop.toml").write_text(MINIMAL)
+    Path(".hardloop").write_text("a file")
+    sentence = run(words).sentence
+    assert ".hardloop" in sentence
+    assert fault in sentence
+
+
+def test_a_data_folder_that_cannot_be_written_is_a_sentence(run: Run) -> None:
+    Path("hardloop.toml").write_text(MINIMAL)
+    Path(".hardloop/services.lock").mkdir(parents=True)
+    assert "services.lock: Is a directory" in run("up").sentence
 
 
 def test_another_program_on_the_services_port_is_not_taken_for_it(run: Run, tmp_path: Path) -> None:
@@ -296,6 +326,12 @@ def test_the_environment_overrides_the_file_and_the_rest_of_the_file_stays(
     assert "s3cret" not in repr(found)
     assert found.loops[0].name == "colours"
     assert found.data_dir == tmp_path.resolve() / ".hardloop"
+
+
+def test_an_address_left_empty_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hardloop.toml").write_text(MINIMAL)
+    monkeypatch.setenv("HARDLOOP_STORE__URL", "")
+    assert load(tmp_path / "hardloop.toml").store.url is None
 
 
 def test_the_settings_file_itself_can_be_named_by_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

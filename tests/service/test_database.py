@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
-from hardloop.core.errors import BadSettings, Conflict, Missing
+from hardloop.core.errors import BadSettings, Conflict, Missing, Unavailable
 from hardloop.core.records import (
     Annotation,
     Arm,
@@ -135,6 +135,14 @@ def test_a_selection_is_stored_once(work: Work) -> None:
     assert [item["sample_id"] for item in work.queue()] == ["a", "b"]
     assert work.add_selection("second", selection("c"), "queued", "enc", "1")
     assert [s["number"] for s in work.selections()] == [1, 2]
+
+
+def test_a_selection_takes_a_model_version_and_an_encoder_of_any_name(work: Work) -> None:
+    """A foreign writer names its models as it likes; one long name must not end all mining."""
+    assert work.add_selection("long", selection("c"), "queued", "e" * 300, "v" * 300)
+    stored = work.selection("long")
+    assert stored is not None
+    assert (stored["encoder"], stored["model_version"]) == ("e" * 300, "v" * 300)
 
 
 def test_a_sample_cannot_stand_in_the_queue_twice(work: Work) -> None:
@@ -356,8 +364,61 @@ def test_a_verdict_survives_the_database_and_is_given_once(engine: Engine) -> No
 def test_an_address_that_is_no_database_is_refused_by_name() -> None:
     with pytest.raises(BadSettings, match="mysql"):
         db.connect("mysql://localhost/x")
-    with pytest.raises(BadSettings, match="nonsense"):
-        db.connect("nonsense")
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense hunter2", "postgresql//u:hunter2@host/x", "postgresql://u:hunter2@host:port/x"]
+)
+def test_an_address_that_cannot_be_read_is_not_shown_for_its_password(address: str) -> None:
+    with pytest.raises(BadSettings, match="expected sqlite:///PATH or postgresql://") as refused:
+        db.connect(address)
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://u:hunter2@127.0.0.1:1/x",
+        "postgresql://u@127.0.0.1:1/x?password=hunter2",
+        "sqlite:///{folder}",
+    ],
+)
+def test_a_database_that_is_away_is_told_in_one_line_without_its_password(address: str, tmp_path: Path) -> None:
+    engine = db.connect(address.format(folder=tmp_path))
+    for ask in (lambda: db.migrate(engine), lambda: Samples(engine, "shoes").all()):
+        with pytest.raises(Unavailable, match=r"^the database (post|sql).* does not answer: .+$") as away:
+            ask()
+        assert "hunter2" not in str(away.value)
+        assert "\n" not in str(away.value)
+        assert "SQL:" not in str(away.value)
+
+
+def test_a_folder_for_the_database_that_cannot_be_made_is_a_setting_to_correct(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(BadSettings, match="file/deep: Not a directory"):
+        db.connect(f"sqlite:///{tmp_path}/file/deep/test.db")
+
+
+@pytest.mark.postgres
+def test_a_connection_that_was_lost_is_told_and_a_stale_one_of_the_pool_is_made_anew(postgres_url: str) -> None:
+    engine, other = db.connect(postgres_url), db.connect(postgres_url)
+
+    def end(backend: int) -> None:
+        with other.connect() as connection:
+            connection.execute(sa.text("select pg_terminate_backend(:pid)"), {"pid": backend})
+
+    own = sa.text("select pg_backend_pid()")
+    with engine.connect() as connection:
+        end(connection.scalar(own))
+        with pytest.raises(Unavailable, match="does not answer"):
+            connection.scalar(own)
+    with engine.connect() as connection:
+        backend = connection.scalar(own)
+    end(backend)
+    with engine.connect() as connection:
+        assert connection.scalar(own) != backend
+    engine.dispose()
+    other.dispose()
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=9))

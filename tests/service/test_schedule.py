@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sqlalchemy.engine import Engine
 
+from hardloop.core.errors import Unavailable
 from hardloop.service import database as db
 from hardloop.service import retraining, steps
 from hardloop.service.schedule import LIST_S, SWEEP_S, Attention, Due, asked, due
@@ -76,6 +77,20 @@ def test_files_that_came_late_are_looked_for_once_a_minute(world: FakeLoop) -> N
     assert due(world.loop, attention, SWEEP_S - 1, POLL_S) == []
     assert ask(world, attention, SWEEP_S) == [Due(("ingest",))]
     assert due(world.loop, attention, SWEEP_S + 1, POLL_S) == []
+
+
+def test_what_cannot_be_looked_at_keeps_no_other_step_from_being_due(world: FakeLoop) -> None:
+    class Away:
+        def keys(self, prefix: str, start_after: str = "") -> list[str]:
+            raise Unavailable("the store is away")
+
+    give(world, "seed", 2, np.random.default_rng(11))
+    loop = replace(world.loop, blobs=Away())  # type: ignore[arg-type]
+    troubles: dict[str, Exception] = {}
+    assert due(loop, calm(), 1.0, POLL_S, troubles) == [Due(("train", "promote"))]
+    assert {step: str(error) for step, error in troubles.items()} == {"ingest": "the store is away"}
+    with pytest.raises(Unavailable, match="the store is away"):
+        due(loop, calm(), 1.0, POLL_S)
 
 
 def test_mining_is_due_when_little_waits_and_the_pool_can_fill_a_budget(world: FakeLoop) -> None:

@@ -371,3 +371,11 @@ def test_a_candidate_is_never_compared_on_samples_the_champion_was_trained_on(wo
     in_pool = {s.sample_id for s in world.loop.samples.get(picks).values() if s.role == "pool"}
     assert mined == len(in_pool)
     assert not in_pool & seeds
+
+
+def test_a_training_leaves_no_files_once_the_registry_holds_its_model(world: FakeLoop) -> None:
+    rng = np.random.default_rng(33)
+    first_model(world, rng)
+    version = world.registry.versions()[-1]
+    assert world.registry.fetch(version, world.loop.folder / "elsewhere").is_dir()
+    assert not list((world.loop.folder / "trainings").iterdir())

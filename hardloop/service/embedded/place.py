@@ -11,7 +11,7 @@ from hardloop.core.errors import Unavailable
 from hardloop.core.ports import Progress
 from hardloop.service.children import Child, Command, PortTaken
 from hardloop.service.embedded.free_ports import free_ports, give_back, is_free
-from hardloop.service.embedded.private_files import Secrets
+from hardloop.service.embedded.private_files import Secrets, private_folder
 
 _ATTEMPTS = 4
 
@@ -36,9 +36,7 @@ class Place:
 
     def folder(self, name: str) -> Path:
         """The part of the data folder that belongs to one service; readable by its owner alone."""
-        path = self.data_dir / name
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return path
+        return private_folder(self.data_dir / name)
 
     def call_off(self) -> None:
         """End what is just being started; whoever waits for it raises Stopped."""

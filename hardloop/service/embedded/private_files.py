@@ -12,8 +12,24 @@ from typing import Any
 from hardloop.core.errors import BadSettings
 
 
+def private_folder(path: Path) -> Path:
+    """The folder, made for its owner alone where it is not there. Raises BadSettings where it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise BadSettings(f"cannot make the folder {path}: {error.strerror}; name another as data_dir") from None
+    return path
+
+
 def write_private(path: Path, value: Mapping[str, Any]) -> None:
-    """Replace the file in one step; mode 0600 from the first byte on."""
+    """Replace the file in one step; mode 0600 from the first byte on. Raises BadSettings where it cannot be written."""
+    try:
+        _write(path, value)
+    except OSError as error:
+        raise BadSettings(f"cannot write {path}: {error.strerror}") from error
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mkstemp makes it 0600
     try:
@@ -29,11 +45,13 @@ def write_private(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_private(path: Path) -> dict[str, Any]:
-    """The JSON object in the file, {} where there is none. Raises BadSettings where it is something else."""
+    """The JSON object in the file, {} where there is none. Raises BadSettings where it is not one or cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise BadSettings(f"cannot read {path}: {error.strerror}") from None
     except ValueError:
         value = None
     if not isinstance(value, dict):

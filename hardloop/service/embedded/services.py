@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import IO, Self
 
 from hardloop.core.blobs import S3Settings
-from hardloop.core.errors import Conflict
+from hardloop.core.errors import BadSettings, Conflict
 from hardloop.core.ports import Progress
 from hardloop.service.embedded import label_studio_server, mlflow_server, seaweedfs
 from hardloop.service.embedded.label_studio_server import LabelStudioEndpoint
 from hardloop.service.embedded.place import Place, Running, Stopped
-from hardloop.service.embedded.private_files import Secrets, read_private, write_private
+from hardloop.service.embedded.private_files import Secrets, private_folder, read_private, write_private
 from hardloop.service.supervisor import ChildStatus, Supervisor
 
 _LOCK_WAIT_S = 20.0  # after kill -9 of the last owner its children still get their grace to end
@@ -76,11 +76,11 @@ class EmbeddedServices:
 
         artifacts: a bucket of the user's own for MLflow's artifacts, where S3 is not among the embedded services.
         Raises Unavailable where one of them does not come up (none runs then), Conflict where another process owns the
-        data folder.
+        data folder, BadSettings where that cannot be used.
         """
         if self._lock is not None:
             raise Conflict(f"the embedded services of {self.data_dir} are started already: stop them first")
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        private_folder(self.data_dir)
         self._lock = _own(self.data_dir, progress)
         self._called_off.clear()
         try:
@@ -198,7 +198,11 @@ class EmbeddedServices:
 
 def _own(data_dir: Path, progress: Progress) -> IO[str]:
     """The open lock file of a data folder. Children's watchdogs keep it open too: it is free once they are gone."""
-    file = (data_dir / "services.lock").open("a")
+    path = data_dir / "services.lock"
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise BadSettings(f"cannot write {path}: {error.strerror}") from None
     deadline = time.monotonic() + _LOCK_WAIT_S
     while True:
         try:
