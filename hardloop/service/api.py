@@ -89,7 +89,7 @@ def _doors(jobs: Jobs, webhook_secret: str) -> APIRouter:
 
     @router.get("/readyz")
     def readyz() -> Response:
-        """Work is scheduled, and every loop's last look at its surroundings went well; 503 and the reasons where not."""
+        """Work is scheduled, and every loop's last look around went well; 503 and the reasons where not."""
         trouble = {loop: dict(found) for loop, found in jobs.errors.items() if found}
         if not jobs.alive:
             trouble["service"] = {"schedule": "nothing is scheduled any more: restart the service, and see its log"}
