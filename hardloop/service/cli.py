@@ -69,6 +69,10 @@ def demo(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=50, help="How often the loop is closed.")] = 3,
     budget: Annotated[int, typer.Option(min=2, max=10_000, help="Labels asked for in each round.")] = 40,
+    first_labels: Annotated[
+        int | None,
+        typer.Option(min=2, max=10_000, help="Labels the first model gets; two a class, 20 at least, if left out."),
+    ] = None,
     annotator_error: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of wrong answers.")] = 0.02,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything drawn at random.")] = 0,
     recipe: Annotated[
@@ -82,7 +86,8 @@ def demo(
 
     Example: hardloop demo --data photos/ --rounds 4 --budget 60
     """
-    from hardloop.service.demo.run import Options, run
+    from hardloop.service.demo.options import Options
+    from hardloop.service.demo.run import run
 
     sys.exit(
         run(
@@ -90,6 +95,7 @@ def demo(
                 data=data,
                 rounds=rounds,
                 budget=budget,
+                first_labels=first_labels,
                 annotator_error=annotator_error,
                 seed=seed,
                 recipe=recipe,
@@ -256,7 +262,9 @@ def _below(loop: str) -> str:
 
 
 def _job(config: Path, loop: str, body: dict[str, Any]) -> dict[str, Any]:
-    job: dict[str, Any] = _client(config).run(quote(loop, safe=""), body)
+    from hardloop.service.progress import Lines
+
+    job: dict[str, Any] = _client(config).run(quote(loop, safe=""), body, progress=Lines())
     if job["state"] == "failed":
         raise HardloopError(job["error"])
     result: dict[str, Any] = job["result"]

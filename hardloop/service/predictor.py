@@ -13,6 +13,7 @@ from feedback.capture import Capture
 from feedback.champion import CurrentModel
 from feedback.scoring import ServerSettings
 from feedback.server import create_app
+from hardloop.core import images
 from hardloop.core.errors import HardloopError, Missing
 from hardloop.core.ports import Registry
 from hardloop.service import connections as known
@@ -25,7 +26,13 @@ from hardloop.service.wiring import build_registry
 def build(loop: LoopSettings, connections: Connections) -> tuple[FastAPI, Capture]:
     """The predictor of one loop over its registry's champion, capturing into the loop's store."""
     capture = Capture(connections.blobs(), loop.name, loop.labels, loop.capture)
-    settings = ServerSettings(poll_s=5.0, reload_secret=connections.webhook_secret)
+    settings = ServerSettings(
+        poll_s=5.0,
+        reload_secret=connections.webhook_secret,
+        # What the rest of the loop accepts: an image that can be uploaded and trained on can also be asked about.
+        max_image_bytes=images.MAX_BYTES,
+        max_pixels=images.MAX_PIXELS,
+    )
     return create_app(_champion_of(build_registry(loop, connections)), capture, settings), capture
 
 

@@ -95,6 +95,59 @@ def test_a_class_may_be_called_train_but_splits_and_classes_may_not_be_mixed(tmp
         load(put(tmp_path / "b", mixed), quiet)
 
 
+PETS = ("cat/1.png", "dog/2.png")
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "others"),
+    [
+        ([f"{top}/{pet}" for top in ("train", "unlabeled") for pet in PETS], "train", "unlabeled"),
+        ([*(f"train/{pet}" for pet in PETS), "test1/1.png", "test1/2.png"], "train", "test1"),
+        ([f"{top}/{pet}" for top in ("Training-2024", "extra") for pet in PETS], "Training-2024", "extra"),
+        (["trainset/cat/1.png", "trainset/dog/2.png", "testset/eel/3.png", "testset/fox/4.png"], "testset, train", ""),
+    ],
+    ids=["unlabelled", "flat", "look-alike", "other classes"],
+)
+def test_split_folders_beside_anything_else_are_refused_and_named(tmp_path, files, splits, others):
+    """Taking the top folders as classes would train the wrong task without a word."""
+    data = {name: picture(number) for number, name in enumerate(files)}
+    with pytest.raises(BadData, match=rf"split folders? {splits}.*{others}.*train, val and test") as caught:
+        load(put(tmp_path / "pets", data), quiet)
+    assert "pets has" in str(caught.value)
+
+
+def test_folders_that_can_only_be_splits_are_read_as_such_and_the_notes_say_so(tmp_path):
+    files = {f"{top}/{pet}": picture(n) for n, (top, pet) in enumerate((t, p) for t in LIKE_SPLITS for p in PETS)}
+    data = load(put(tmp_path, files), quiet)
+    assert data.labels == ("cat", "dog")
+    assert {item.name.split("/")[0]: item.split for item in data.items} == LIKE_SPLITS
+    assert data.notes == ("Read as splits: Train_Set as train, test-2 as test, validset as val.",)
+
+
+LIKE_SPLITS = {"Train_Set": "train", "validset": "val", "test-2": "test"}
+
+
+def test_a_class_whose_name_begins_like_a_split_stays_a_class(tmp_path):
+    files = {"trainers/red/1.png": picture(1), "valley boots/tall/2.png": picture(2), "devices/3.png": picture(3)}
+    assert load(put(tmp_path, files), quiet).labels == ("devices", "trainers", "valley boots")
+
+
+COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"  # one word to a reader, two strings: Linux writes one, macOS the other
+
+
+def test_one_class_written_in_two_unicode_forms_is_one_class(tmp_path):
+    files = {f"train/{COMPOSED}/1.png": picture(1), f"test/{DECOMPOSED}/2.png": picture(2)}
+    assert load(put(tmp_path, files | {"train/bar/3.png": picture(3)}), quiet).labels == (COMPOSED, "bar")
+
+
+@pytest.mark.parametrize(("on_disk", "in_csv"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_labels_csv_may_name_its_files_in_another_unicode_form(tmp_path, on_disk, in_csv):
+    text = f"file,label\n{in_csv}.png,{DECOMPOSED}\nb.png,bar\n"
+    files = {"labels.csv": text.encode(), f"{on_disk}.png": picture(1), "b.png": picture(2)}
+    data = load(put(tmp_path, files), quiet)
+    assert (data.labels, data.notes) == ((COMPOSED, "bar"), ())
+
+
 def test_hidden_files_are_passed_over_and_other_files_are_named(tmp_path):
     clutter = {".git/x.png": b"no", "cat/.DS_Store": b"", "cat/Thumbs.db": b"", "__MACOSX/cat/1.png": b"no"}
     other = {"cat/readme.txt": b"hello", "stray.png": picture(9)}
@@ -309,6 +362,30 @@ def test_one_idx_file_is_all_the_data_and_its_labels_are_numbers(tmp_path):
 def test_unpacked_idx_files_are_read_too(tmp_path):
     files = {"train-images-idx3-ubyte": idx_images(pixels(2)), "train-labels-idx1-ubyte": idx_labels([0, 1])}
     assert len(load(put(tmp_path, {k: gzip.decompress(v) for k, v in files.items()}), quiet).items) == 2
+
+
+def idx_pair(prefix: str, labels: list[int], seed: int = 0) -> dict[str, bytes]:
+    return {
+        f"{prefix}images-idx3-ubyte.gz": idx_images(pixels(len(labels), seed)),
+        f"{prefix}labels-idx1-ubyte.gz": idx_labels(labels),
+    }
+
+
+@pytest.mark.parametrize("name", ["emnist-letters-", "emnist_letters.", ""])
+def test_the_last_word_before_images_says_the_split(tmp_path, name):
+    files = idx_pair(f"{name}train-", [0, 1]) | idx_pair(f"{name}test-", [1], seed=1)
+    splits = Counter(item.split for item in load(put(tmp_path, files), quiet).items)
+    assert splits == {"train": 2, "test": 1}
+
+
+def test_several_idx_data_sets_in_one_folder_are_not_mixed(tmp_path):
+    """Label 1 is a one in one of them and an A in the other."""
+    files = idx_pair("emnist-letters-train-", [1, 2]) | idx_pair("emnist-letters-test-", [1], 1)
+    files |= idx_pair("emnist-digits-train-", [1, 0], 2)
+    with pytest.raises(BadData, match=r"holds 2 data sets: emnist-digits-train-\S+, emnist-letters-test-\S+; give one"):
+        load(put(tmp_path, files), quiet)
+    one = load(tmp_path / "emnist-digits-train-images-idx3-ubyte.gz", quiet)
+    assert [item.label for item in one.items] == ["1", "0"]
 
 
 IMAGES = idx_images(pixels(3))

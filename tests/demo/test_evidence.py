@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
-from hardloop.core.records import Verdict
+from hardloop.core.errors import Unavailable
 from hardloop.service.demo import evidence, measure
-from hardloop.service.demo.run import Turn
 from hardloop.service.settings import load
 from hardloop.service.settings_file import demo_file
 
@@ -78,80 +78,49 @@ def test_the_trigger_waits_for_a_whole_round_and_for_less_only_when_it_gets_old(
     assert (trigger.min_new_labels, trigger.max_age_s) == (budget, age_s)
 
 
-# ---------------------------------------------------------------- the watching itself
+def test_what_label_studio_does_not_give_is_said_in_a_sentence():
+    nowhere = SimpleNamespace(label_studio_url="http://127.0.0.1:9", label_studio_key=SecretStr("key"))
+    with pytest.raises(
+        Unavailable, match=r"Label Studio at http://127\.0\.0\.1:9 did not list the tasks of project 3 \("
+    ):
+        evidence.tasks_of(nowhere, 3)  # type: ignore[arg-type]
 
 
-class Service:
-    """Answers of the service by path, as the demo's client gives them."""
-
-    def __init__(self, **answers: Any) -> None:
-        self.answers = answers
-
-    def run(self, loop: str, body: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
-        return {"state": "done", "result": {"mine": "s1"}}
-
-    def get(self, path: str) -> Any:
-        kind = path.removeprefix("/loops/demo").strip("/").partition("?")[0] or "status"
-        answer = self.answers[kind]
-        return answer(path) if callable(answer) else answer
-
-
-def turn(service: Service, **parts: Any) -> Turn:
-    found = object.__new__(Turn)
-    found.client = service  # type: ignore[assignment]
-    found.lines = lambda *_: None  # type: ignore[assignment]
-    found.options = SimpleNamespace(budget=2500)  # type: ignore[assignment]
-    found.evidence, found.broken, found.served = {}, {}, ["1"]
-    for name, part in parts.items():
-        setattr(found, name, part)
-    return found
+@pytest.mark.parametrize(
+    ("taken", "happened"),
+    [
+        ({"low_confidence": 9, "disagreement": 2, "audit": 4}, True),
+        ({"small_margin": 1, "disagreement": 1}, True),
+        ({"audit": 4, "exploration": 2}, False),
+        ({"low_confidence": 9, "small_margin": 9, "audit": 4}, False),
+        ({"disagreement": 3}, False),
+    ],
+)
+def test_draws_alone_are_no_capture_of_what_the_model_is_unsure_of(taken, happened):
+    found, said = evidence.captured({"written": 12, "taken": taken})
+    assert found is happened
+    for name in ("low_confidence", "small_margin", "disagreement"):
+        assert f"{name.replace('_', ' ')} {taken.get(name, 0)}" in said
+    assert not evidence.captured({"written": 0, "taken": taken})[0], "nothing reached the store"
 
 
-def test_picks_beyond_a_page_of_the_queue_are_read_too():
-    items = [{"sample_id": str(i), "receipt": {"reasons": ["new"]}} for i in range(2500)]
-
-    def queue(path: str) -> dict[str, Any]:
-        after = int(path.partition("after=")[2] or 0)
-        return {"items": items[after : after + 1000], "next": after + 1000 if after + 1000 < 2500 else None}
-
-    assert turn(Service(queue=queue))._mine(1) == items
-
-
-def decision(promoted: bool = False) -> dict[str, Any]:
-    return {"model_version": "2", "promoted": promoted, "reason": "no better", "applied_at": "2026-11-23"}
-
-
-@pytest.mark.parametrize("stored", [None, Verdict(True, "no better", (), None, 0), Verdict(False, "x", (), None, 0)])
-def test_a_verdict_that_mlflow_does_not_hold_breaks_the_gates_link(stored):
-    service = Service(decisions=[decision()], status={"champion": "1"})
-    watching = turn(service, arena=SimpleNamespace(verdict=lambda version: stored))
-    watching._decided("2")
-    assert "MLflow holds" in watching.broken["gate"]
-    right = Verdict(False, "no better", (), None, 0)
-    watching = turn(service, arena=SimpleNamespace(verdict=lambda version: right))
-    watching._decided("2")
-    assert (watching.broken, watching.evidence) == ({}, {"gate": "MLflow holds of version 2: no better"})
-
-
-def test_a_champion_made_of_a_part_of_the_labels_is_waited_for_as_well():
-    waited: list[str] = []
-    watching = turn(
-        Service(decisions=[decision()], status={"champion": "3"}),
-        arena=SimpleNamespace(verdict=lambda version: Verdict(False, "no better", (), None, 0)),
-        _wait_until_served=waited.append,
+def test_a_server_that_forgot_images_it_answered_was_started_again():
+    assert evidence.same_process({"images": {"1": 30, "2": 12}}, 42)[0]
+    assert evidence.same_process({"images": {"2": 12}}, 42) == (
+        False,
+        "it counts 12 of the 42 images answered since the demo began",
     )
-    watching._decided("2")
-    assert waited == ["3"]
 
 
-def test_one_task_without_pre_annotation_breaks_the_link_whatever_the_other_rounds_show():
-    picked = [{"sample_id": s, "receipt": {"predicted": p}} for s, p in (("a", 0), ("b", 2), ("c", -1))]
-    watching = turn(Service())
-    watching._pre_annotated(1, picked, evidence.Audit(3, 2, 0, 0))
-    assert watching.broken == {}, "of the third the model said nothing"
-    watching._pre_annotated(2, picked, evidence.Audit(3, 1, 0, 0))
-    watching._pre_annotated(3, picked, evidence.Audit(3, 2, 0, 0))
-    assert watching.broken["send"].startswith("round 2: 3 tasks in Label Studio, 1 of them with a pre-annotation")
+# ---------------------------------------------------------------- beside random picking
+
+
+@pytest.mark.parametrize(("seconds_each", "seeds"), [(1.0, 5), (20.0, 5), (25.0, 4), (35.0, 3), (400.0, 2)])
+def test_no_random_baseline_is_begun_when_time_is_up_but_two_always_are(seconds_each, seeds):
+    now = [0.0]
+    for _ in measure.affordable_seeds(5, 80.0, lambda: now[0]):
+        now[0] += seconds_each
+    assert now[0] == seeds * seconds_each
 
 
 class Measured(measure.Arena):
@@ -176,6 +145,7 @@ def test_the_random_curve_begins_at_the_first_labels_so_that_random_can_be_ahead
     ]
     compared = arena.compare(rounds, lambda *_: None)
     assert [p.labels for p in compared.curve] == [20, 40, 60, 90, 120, 180, 240]
+    assert compared.seeds == 2
     assert compared.curve[0].accuracy.value == pytest.approx(0.20)
     saved = [r.labels_saved for r in compared.rounds]
     assert [(s.value, s.at_least) for s in saved if s] == [(-15, False), (10, False)]

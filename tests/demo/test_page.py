@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from hardloop.service.demo.page import render
-from hardloop.service.demo.report import LINKS, DataFacts, Link, write_html
+from hardloop.service.demo.report import LINKS, DataFacts, GateVerdict, Link, write_html
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -78,6 +78,19 @@ def test_names_from_the_data_cannot_become_markup(report_with, round_with):
 def test_a_loop_that_did_not_close_says_so_first(report_with, round_with):
     page = render(report_with((round_with(1, 292, lost=2),)))
     assert page.index("The loop did not close on digits") < page.index("Round 1 lost 2 answer(s)") < page.index("<svg")
+
+
+def test_a_round_without_picks_says_why_and_has_no_dot_in_the_curve(report_with, round_with):
+    none = GateVerdict(promoted=False, reason="Nothing was picked, so there is no candidate.")
+    idle = round_with(2, 292, picked=0, tasks_pushed=0, verdict=none, notes=("0 of 40 were picked; none was eligible",))
+    page = render(report_with((round_with(1, 292), idle, round_with(3, 328))))
+    text = re.sub(r"\s+", " ", " ".join(Outline(page).text))
+    assert "Round 2: 0 of 40 were picked; none was eligible" in text
+    assert "Nothing was picked, so there is no candidate." in text
+    assert "40 of 40" in text
+    assert "candidates promoted 2 of 2" in text
+    assert page.count("not promoted") == 0
+    assert page.count("<title>mined, ") == 3, "the start and two candidates"
 
 
 def test_a_report_without_random_has_no_chart_of_labels_saved(report_with, round_with):

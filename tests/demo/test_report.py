@@ -53,6 +53,11 @@ def test_duplicates_losses_and_missing_rounds_are_problems_and_missed_webhooks_a
     ]
 
 
+def test_a_run_that_ended_early_says_why_first(report_with, round_with):
+    stopped = report_with((round_with(1, 292),), stopped="waited 600 s for the retraining")
+    assert problems(stopped) == ["The run ended early: waited 600 s for the retraining", "1 of 3 rounds ran."]
+
+
 def test_totals_are_the_sums_of_the_rounds(round_with):
     kept = GateVerdict(promoted=False, reason="no better")
     totals = Totals.of((round_with(1, 292), round_with(2, 300, verdict=kept, lost=3)), None)
@@ -173,6 +178,19 @@ def test_the_table_fits_the_terminal_and_nothing_is_cut_off(report_with, round_w
     last = next(line for line in lines if line.split()[:1] == ["3"]).split()
     assert last[2:6] == ["100.0", "(99.0–100.0)", "77.0", "+23.0"]
     assert next(line for line in lines if line.split()[:1] == ["start"]).split()[-1] == "60.0", "random's own start"
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_table_names_rounds_with_fewer_picks_than_the_budget(report_with, round_with, width):
+    none = GateVerdict(promoted=False, reason="Nothing was picked, so there is no candidate.")
+    idle = {"picked": 0, "tasks_pushed": 0, "annotations_collected": 0, "labels_new": 0, "verdict": none}
+    rounds = (round_with(1, 292, picked=12, tasks_pushed=12), round_with(2, 316), round_with(3, 316, **idle))
+    lines = _lines(report_with(rounds), width)
+    assert max(len(line) for line in lines) <= width
+    cells = {line.split()[0]: line.split() for line in lines if line.split()}
+    assert [cells[n][7] for n in ("1", "2", "3")] == ["12/40", "40", "0/40"]
+    assert "kept" not in cells["3"], "there was no candidate to keep back"
+    assert "Fewer than 40 picked: 12 in round 1, 0 in round 3." in " ".join(" ".join(lines).split())
 
 
 def test_the_table_says_so_when_random_was_not_run(report_with, round_with):

@@ -41,7 +41,8 @@ def accuracy(report: Report) -> str:
     start = report.first_model
     ours = [
         (start.labels, start.accuracy, True),
-        *((r.labels_used, r.accuracy, r.verdict.promoted) for r in report.rounds),
+        # A round without picks has no candidate of its own.
+        *((r.labels_used, r.accuracy, r.verdict.promoted) for r in report.rounds if r.picked),
     ]
     random = [(p.labels, p.accuracy) for p in report.random_curve] or [
         (r.labels_used, r.random_accuracy) for r in report.rounds if r.random_accuracy is not None

@@ -4,15 +4,18 @@ Plain functions of what was fetched, so that each can be checked without a serve
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
+from hardloop.core.errors import Unavailable
 from hardloop.service.connections import Connections
 
 Row = Mapping[str, Any]
+
+_UNSURE = ("low_confidence", "small_margin")  # the policies that look at the champion alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +32,46 @@ class Audit:
 
 
 def tasks_of(connections: Connections, project: int) -> list[dict[str, Any]]:
-    """All tasks of a project with their annotations and pre-annotations, by Label Studio's own API."""
-    tasks: list[dict[str, Any]] = []
-    with httpx.Client(
-        base_url=connections.label_studio_url,
-        headers={"Authorization": f"Token {connections.label_studio_key.get_secret_value()}"},
-        timeout=60.0,
-        trust_env=False,
-    ) as http:
-        page = 1
-        while True:
-            include = "id,data,annotations,predictions"
-            query = f"project={project}&page={page}&page_size=100&fields=all&include={include}"
-            found = http.get(f"/api/tasks?{query}").raise_for_status().json()
-            tasks += found["tasks"]
-            if len(tasks) >= found["total"] or not found["tasks"]:
-                return tasks
-            page += 1
+    """All tasks of a project with their annotations and pre-annotations, by Label Studio's own API.
+
+    Raises Unavailable where it does not give them.
+    """
+    url = connections.label_studio_url
+    token = connections.label_studio_key.get_secret_value()
+    with httpx.Client(base_url=url, headers={"Authorization": f"Token {token}"}, timeout=60.0, trust_env=False) as http:
+        try:
+            return list(_tasks(http, project))
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            raise Unavailable(
+                f"Label Studio at {url} did not list the tasks of project {project} ({error}): see its log"
+            ) from None
+
+
+def _tasks(http: httpx.Client, project: int) -> Iterator[dict[str, Any]]:
+    page, seen = 1, 0
+    while True:
+        include = "id,data,annotations,predictions"
+        query = f"project={project}&page={page}&page_size=100&fields=all&include={include}"
+        found = http.get(f"/api/tasks?{query}").raise_for_status().json()
+        yield from found["tasks"]
+        seen += len(found["tasks"])
+        if seen >= found["total"] or not found["tasks"]:
+            return
+        page += 1
+
+
+def captured(stats: Row) -> tuple[bool, str]:
+    """Whether Capture kept what the loop is for, by its counters: unsure answers and disputed ones, not draws alone."""
+    taken = dict.fromkeys((*_UNSURE, "disagreement"), 0) | stats["taken"]
+    happened = stats["written"] > 0 and any(taken[name] for name in _UNSURE) and taken["disagreement"] > 0
+    by_policy = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in taken.items())
+    return happened, f"{stats['written']} samples in the store, taken for {by_policy}"
+
+
+def same_process(stats: Row, answered: int) -> tuple[bool, str]:
+    """Whether a predictor still counts all images it answered: a process that was started again begins at nothing."""
+    counted = sum(stats["images"].values())
+    return counted >= answered, f"it counts {counted} of the {answered} images answered since the demo began"
 
 
 def audit(tasks: Sequence[Row], samples: Collection[str], collected: Sequence[Row]) -> Audit:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from hardloop.core.errors import BadData
 from hardloop.core.images import MAX_PIXELS, encode_png
-from hardloop.service.demo.items import SPLITS, Entry, Listing
+from hardloop.service.demo.items import SPLITS, Entry, Listing, few
 
 _IMAGES = re.compile(r"(?P<prefix>.*?)[-_.]?images[-_.]idx3[-_.]ubyte(?P<gz>\.gz)?", re.IGNORECASE)
+_SPLIT_WORD = re.compile(rf"(?:(?P<stem>.*)[-_.])?(?P<split>{'|'.join(SPLITS)})", re.IGNORECASE)
 _IMAGES_MAGIC, _LABELS_MAGIC = 0x00000803, 0x00000801  # unsigned bytes in three dimensions, and in one
 _MAX_BYTES = 2 * 1024**3  # MNIST is 47 MB, EMNIST's largest 630 MB; a lying header may not ask for more
 _MAX_MANIFEST = 16 * 1024**2
@@ -34,15 +35,22 @@ def is_idx(path: Path) -> bool:
 def listing(files: list[Path], name: str) -> Listing:
     """The images of one or several pairs; each images file needs its labels file beside it.
 
-    A prefix such as `train-` or `t10k-` becomes the split, unless there is one pair only: that is simply all data.
-    Raises BadData naming the file for wrong magic numbers, impossible or unequal counts, truncated and damaged files.
+    The word before `images`, as in `train-` or `letters-t10k-`, becomes the split, unless there is one pair only: that
+    is simply all data. Raises BadData for several data sets, whose label numbers mean different things; and naming the
+    file for wrong magic numbers, impossible or unequal counts, truncated and damaged files.
     """
+    sets = {_stem_and_split(path)[0]: path.name for path in reversed(files)}
+    if len(sets) > 1:
+        raise BadData(
+            f"{files[0].parent} holds {len(sets)} data sets: {few(sets.values())}; give one images file, or each data "
+            "set a folder of its own"
+        )
     names = _class_names(files[0].parent)
     entries: list[Entry] = []
     present: set[int] = set()
     for path in files:
         images_N, labels_N = _pair(path)
-        split = _split(path) if len(files) > 1 else None
+        split = _stem_and_split(path)[1] if len(files) > 1 else None
         top = int(labels_N.max(initial=0))
         if names is not None and top >= len(names):
             raise BadData(
@@ -120,9 +128,12 @@ def _labels_path(path: Path) -> Path:
     return path.with_name(re.sub("idx3", "idx1", name, flags=re.IGNORECASE))
 
 
-def _split(path: Path) -> str | None:
+def _stem_and_split(path: Path) -> tuple[str, str | None]:
+    """The data set's own part of a file name, and the split that the word after it names."""
     match = _IMAGES.fullmatch(path.name)
-    return SPLITS.get(match["prefix"].lower()) if match else None
+    prefix = match["prefix"] if match else ""
+    word = _SPLIT_WORD.fullmatch(prefix)
+    return (word["stem"] or "", SPLITS[word["split"].lower()]) if word else (prefix, None)
 
 
 def _class_names(folder: Path) -> tuple[str, ...] | None:

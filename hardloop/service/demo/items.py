@@ -1,6 +1,6 @@
 """The records of the demo's data: what a source lists, what is loaded, and the parts it is cut into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from hardloop.core import ids
@@ -94,3 +94,10 @@ class Parts:
             "stream": len(self.stream),
             "test": len(self.test),
         }
+
+
+def few(names: Collection[str]) -> str:
+    """Up to three names, sorted, and how many more there are."""
+    first = sorted(names)[:3]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")

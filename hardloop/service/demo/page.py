@@ -56,7 +56,8 @@ def _tiles(report: Report) -> Iterable[str]:
         yield _tile(f"{gain_text(g)} pt", "gain over random", f"95 %: {signed(g.low)} to {signed(g.high)}")
     if last.labels_saved is not None:
         yield _tile(saved_text(last.labels_saved), "labels saved", f"at {last.labels_used:,} labels used")
-    yield _tile(f"{t.promotions} of {len(report.rounds)}", "candidates promoted", f"serving v{last.served_version}")
+    candidates = sum(r.picked > 0 for r in report.rounds)
+    yield _tile(f"{t.promotions} of {candidates}", "candidates promoted", f"serving v{last.served_version}")
     yield _tile(f"{t.duplicates} / {t.lost}", "duplicates / lost", f"of {t.tasks_pushed:,} tasks")
     yield _tile(_clock(report.seconds.total), "in all", f"loop {_clock(report.seconds.loop)}")
 
@@ -131,6 +132,7 @@ def _rounds(report: Report) -> str:
         "round",
         "labels used",
         "new",
+        "picked",
         "tasks pushed",
         "answers collected",
         "skipped",
@@ -146,14 +148,18 @@ def _rounds(report: Report) -> str:
     ]
     rows = []
     reasons = []
+    notes = []
     for r in report.rounds:
-        numbers = (r.labels_used, r.labels_new, r.tasks_pushed, r.annotations_collected, r.skipped, r.wrong_answers)
+        picked = f"{r.picked:,} of {report.settings.budget:,}"
+        numbers = (r.tasks_pushed, r.annotations_collected, r.skipped, r.wrong_answers)
         more = (r.webhooks_received, r.webhooks_missed, r.duplicates, r.lost, r.queue)
-        verdict = f"v{r.model_version} {'promoted' if r.verdict.promoted else 'kept back'}"
+        verdict = f"v{r.model_version} {'promoted' if r.verdict.promoted else 'kept back'}" if r.picked else "none"
         reasons.append(f"Round {r.number}, version {r.model_version}: {r.verdict.reason}")
-        cells = [f"{n:,}" for n in (*numbers, *more)]
+        notes += [f"Round {r.number}: {note}" for note in r.notes]
+        cells = [f"{r.labels_used:,}", f"{r.labels_new:,}", picked, *(f"{n:,}" for n in (*numbers, *more))]
         rows.append([str(r.number), *cells, interval(r.accuracy), f"{100 * r.served_accuracy.value:.1f}", verdict])
-    return f"{_table(head, rows)}<h3>What the gate said</h3>{_list(reasons)}"
+    short = f"<h3>Fewer picks than the budget</h3>{_list(notes)}" if notes else ""
+    return f"{_table(head, rows)}{short}<h3>What the gate said</h3>{_list(reasons)}"
 
 
 def _links(report: Report) -> str:

@@ -149,6 +149,7 @@ class Round(_Facts):
     random_accuracy: Interval | None = None
     labels_saved: LabelsSaved | None = None
     seconds: StageSeconds
+    notes: tuple[str, ...] = ()
 
 
 class CurvePoint(_Facts):
@@ -235,6 +236,7 @@ class Report(_Facts):
     totals: Totals
     seconds: Seconds
     links: tuple[Link, ...]
+    stopped: str | None = None
 
 
 def wilson(right: int, n: int) -> Interval:
@@ -255,7 +257,8 @@ def labels_saved(accuracy: float, labels: int, curve: Sequence[tuple[int, float]
 
 def problems(report: Report) -> list[str]:
     """What did not happen or went wrong, in sentences; empty where the loop closed. The demo exits non-zero on any."""
-    found = [
+    found = [] if report.stopped is None else [f"The run ended early: {report.stopped}"]
+    found += [
         f"The link {link.name!r} did not happen ({LINKS.get(link.name, 'unknown link')}): {link.evidence}"
         for link in report.links
         if not link.happened

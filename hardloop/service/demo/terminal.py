@@ -26,7 +26,7 @@ def rounds_table(report: Report, width: int) -> Table:
     blanks = [""] * (8 if wide else 5)
     table.add_row("start", str(start.labels), interval(start.accuracy), random, *blanks)
     for r in report.rounds:
-        table.add_row(*_row(r, wide))
+        table.add_row(*_row(r, report.settings.budget, wide))
     t = report.totals
     totals = ["", gain_text(t.gain_points), "", str(t.tasks_pushed), str(t.annotations_collected)]
     totals.append(f"{t.duplicates}/{t.lost}")
@@ -38,7 +38,7 @@ def rounds_table(report: Report, width: int) -> Table:
     return table
 
 
-def _row(r: Round, wide: bool) -> list[str]:
+def _row(r: Round, budget: int, wide: bool) -> list[str]:
     random = "" if r.random_accuracy is None else f"{100 * r.random_accuracy.value:.1f}"
     gain = "" if r.random_accuracy is None else signed(100 * (r.accuracy.value - r.random_accuracy.value))
     cells = [
@@ -48,12 +48,12 @@ def _row(r: Round, wide: bool) -> list[str]:
         random,
         gain,
         saved_text(r.labels_saved),
-        str(r.tasks_pushed),
+        f"{r.tasks_pushed}/{budget}" if r.picked < budget else str(r.tasks_pushed),
         str(r.annotations_collected),
         f"{r.duplicates}/{r.lost}",
     ]
     if wide:
-        served = f"v{r.served_version}" + ("" if r.verdict.promoted else " kept")
+        served = f"v{r.served_version}" + (" kept" if r.picked and not r.verdict.promoted else "")
         cells += [
             f"{r.webhooks_received}/{r.webhooks_received + r.webhooks_missed}",
             served,
@@ -87,8 +87,12 @@ def saved_text(saved: LabelsSaved | None) -> str:
 def _caption(report: Report) -> str:
     gain = report.totals.gain_points
     if gain is None:
-        return "Accuracy in per cent on the frozen test set; random picking was not run."
-    return (
-        f"Per cent on {report.data.sizes.get('test', 0):,} frozen test images. Mean gain over random "
-        f"{signed(gain.value)} points (95 % {signed(gain.low)} to {signed(gain.high)})."
-    )
+        said = "Accuracy in per cent on the frozen test set; random picking was not run."
+    else:
+        said = (
+            f"Per cent on {report.data.sizes.get('test', 0):,} frozen test images. Mean gain over random "
+            f"{signed(gain.value)} points (95 % {signed(gain.low)} to {signed(gain.high)})."
+        )
+    budget = report.settings.budget
+    short = [f"{r.picked} in round {r.number}" for r in report.rounds if r.picked < budget]
+    return said + (f" Fewer than {budget} picked: {', '.join(short)}." if short else "")

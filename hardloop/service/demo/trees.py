@@ -6,6 +6,7 @@ folders `train/`, `val/`, `test/` above them.
 
 import csv
 import io
+import unicodedata
 import zipfile
 import zlib
 from collections import Counter
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from hardloop.core import images
 from hardloop.core.errors import BadData
-from hardloop.service.demo.items import SPLITS, Entry, Listing
+from hardloop.service.demo.items import SPLITS, Entry, Listing, few
+from hardloop.service.demo.splits import split_folders
 
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 _MAX_FILES = 1_000_000
@@ -79,14 +81,8 @@ def holds_images(tree: Tree) -> bool:
 
 
 def _from_folders(tree: Tree, name: str) -> Listing:
-    tops = {path.split("/", 1)[0] for path in tree if "/" in path and _is_image(path)}
-    splits = {top for top in tops if top.lower() in SPLITS}
-    if len(splits) > 1 and splits != tops:
-        raise BadData(
-            f"{name} has the split folders {_some(splits)} beside {_some(tops - splits)}: put every class folder "
-            "inside a split folder, or none"
-        )
-    depth = 1 if tops and splits == tops else 0
+    splits = split_folders([path for path in tree if _is_image(path)], name)
+    depth = 1 if splits else 0
     entries: list[Entry] = []
     stray: list[str] = []
     other: list[str] = []
@@ -97,19 +93,21 @@ def _from_folders(tree: Tree, name: str) -> Listing:
         elif len(parts) < depth + 2:
             stray.append(path)
         else:
-            split = SPLITS[parts[0].lower()] if depth else None
-            entries.append(Entry(path, _label(parts[depth], path), split, tree[path]))
+            entries.append(Entry(path, _label(parts[depth], path), splits.get(parts[0]), tree[path]))
     if not entries:
-        found = f"images directly in it ({_some(stray)})" if stray else "no image"
+        found = f"images directly in it ({few(stray)})" if stray else "no image"
         raise BadData(
             f"{name} holds {found}: expected one subfolder of images per class, a labels.csv, or IDX pairs "
             "(docs/demo.md shows each)"
         )
     notes = []
+    guessed = [f"{top} as {split}" for top, split in sorted(splits.items()) if top.lower() not in SPLITS]
+    if guessed:
+        notes.append(f"Read as splits: {', '.join(guessed)}.")
     if stray:
-        notes.append(f"{len(stray)} image(s) outside any class folder were left out: {_some(stray)}.")
+        notes.append(f"{len(stray)} image(s) outside any class folder were left out: {few(stray)}.")
     if other:
-        notes.append(f"{len(other)} file(s) that are not images were left out: {_some(other)}.")
+        notes.append(f"{len(other)} file(s) that are not images were left out: {few(other)}.")
     return Listing(name, tuple(sorted({e.label for e in entries})), tuple(entries), tuple(notes))
 
 
@@ -130,11 +128,12 @@ def _from_csv(tree: Tree, name: str) -> Listing:
             f"optionally `split`; look at {' and '.join(lacking)}"
         )
     rows.fieldnames = columns
+    spelled = {_composed(path): path for path in tree}
     entries: list[Entry] = []
     seen: dict[str, int] = {}
     try:
         for row in rows:
-            entry = _csv_entry(tree, row, f"{where}, line {rows.line_num}")
+            entry = _csv_entry(tree, spelled, row, f"{where}, line {rows.line_num}")
             if entry.name in seen:
                 raise BadData(
                     f"{where} names {entry.name!r} on lines {seen[entry.name]} and {rows.line_num}: keep one of them"
@@ -146,13 +145,15 @@ def _from_csv(tree: Tree, name: str) -> Listing:
     if not entries:
         raise BadData(f"{where} has a header but no rows: nothing to load")
     unnamed = [path for path in tree if path not in seen and _is_image(path)]
-    notes = (f"{len(unnamed)} image(s) that labels.csv does not name were left out: {_some(unnamed)}.",)
+    notes = (f"{len(unnamed)} image(s) that labels.csv does not name were left out: {few(unnamed)}.",)
     labels = tuple(sorted({e.label for e in entries}))
     return Listing(name, labels, tuple(entries), notes if unnamed else ())
 
 
-def _csv_entry(tree: Tree, row: dict[str, str | None], where: str) -> Entry:
+def _csv_entry(tree: Tree, spelled: Mapping[str, str], row: dict[str, str | None], where: str) -> Entry:
     file = (row.get("file") or "").strip().replace("\\", "/").removeprefix("./")
+    if file not in tree:
+        file = spelled.get(_composed(file), file)
     if file not in tree:
         raise BadData(f"{where} names {file!r}, which is not there: correct the path or add the file")
     split_text = (row.get("split") or "").strip().lower()
@@ -162,12 +163,17 @@ def _csv_entry(tree: Tree, row: dict[str, str | None], where: str) -> Entry:
 
 
 def _label(text: str, where: str) -> str:
-    label = text.strip()
+    label = _composed(text.strip())
     if not label:
         raise BadData(f"{where} has an empty label: name the class or remove the row")
     if len(label) > 100 or not label.isprintable():
         raise BadData(f"{where} has the label {label[:40]!r}: expected at most 100 printable characters")
     return label
+
+
+def _composed(text: str) -> str:
+    """Text in Unicode's composed form: macOS and its archives write é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _unwrapped(tree: Tree) -> Tree:
@@ -232,13 +238,6 @@ def _hidden(path: str) -> bool:
 
 def _is_image(path: str) -> bool:
     return Path(path).suffix.lower() in _IMAGE_SUFFIXES
-
-
-def _some(names: set[str] | list[str]) -> str:
-    """Up to three names, sorted, and how many more there are."""
-    first = sorted(names)[:3]
-    more = len(names) - len(first)
-    return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def repeated(labels: tuple[str, ...]) -> list[str]:
