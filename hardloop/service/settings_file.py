@@ -58,7 +58,7 @@ seed = {seed}
 mine = "manual"
 
 [loops.trigger]
-min_new_labels = {budget}
+min_new_labels = {enough}
 max_age_s = {age}
 debounce_s = 1.5
 max_wait_s = 30.0
@@ -82,13 +82,18 @@ def write_new(path: Path, name: str, labels: Sequence[str]) -> None:
 
 
 def demo_file(name: str, labels: Sequence[str], budget: int, recipe: str, seed: int) -> str:
-    """The demo's settings. The trigger waits for a whole budget of labels, or for the age of fewer."""
+    """The demo's settings.
+
+    The trigger waits until a quarter of a budget is labelled and answers pause: a round may have fewer picks than its
+    budget, and would otherwise wait for the age of its labels.
+    """
     return _DEMO.format(
         name=_toml(name),
         labels=_toml(list(labels)),
         budget=budget,
         recipe=_toml(recipe),
         seed=seed,
+        enough=max(1, budget // 4),
         age=max(60, min(budget, 300)),
     )
 

@@ -70,12 +70,14 @@ def test_labels_bought_are_those_of_the_dataset_and_not_the_gates_own():
     assert evidence.labels_in(dataset) == 35
 
 
-@pytest.mark.parametrize(("budget", "age_s"), [(1, 60.0), (200, 200.0), (10_000, 300.0)])
-def test_the_trigger_waits_for_a_whole_round_and_for_less_only_when_it_gets_old(tmp_path, budget, age_s):
+@pytest.mark.parametrize(
+    ("budget", "enough", "age_s"), [(2, 1, 60.0), (40, 10, 60.0), (200, 50, 200.0), (10_000, 2500, 300.0)]
+)
+def test_the_trigger_waits_for_a_quarter_of_a_round_and_for_less_only_when_it_gets_old(tmp_path, budget, enough, age_s):
     path = tmp_path / "hardloop.toml"
     path.write_text(demo_file("demo", ["a", "b"], budget, "linear-probe", 0))
     trigger = load(path).loops[0].trigger
-    assert (trigger.min_new_labels, trigger.max_age_s) == (budget, age_s)
+    assert (trigger.min_new_labels, trigger.max_age_s) == (enough, age_s)
 
 
 def test_what_label_studio_does_not_give_is_said_in_a_sentence():
