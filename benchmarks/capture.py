@@ -1,6 +1,6 @@
 """What `Capture.log` costs the caller, and how fast what it takes reaches the store.
 
-    python benchmarks/capture.py [--store folder|s3] [--out benchmarks/results/capture.json]
+    python -m benchmarks.capture [--store folder|s3] [--out benchmarks/results/capture.json]
 
 Decision: one thread calls `log` at a steady 1,000 predictions/s and then as fast as it can, with 10 classes, a member,
 a 128-dimensional embedding and a 20 kB JPEG (a fifth of them taken), and with 224 x 224 pixel arrays. Persisting: 2,000

@@ -1,6 +1,6 @@
 """How much accuracy a label buys: our strategies and their special cases on three image sets, from no label at all.
 
-    python benchmarks/label_efficiency.py --data ../shared/data --out benchmarks/results/label_efficiency.json
+    python -m benchmarks.label_efficiency --data ../shared/data --out benchmarks/results/label_efficiency.json
 
 Two protocols. Both: pixels, 64 principal components fitted on the unlabelled pool, multinomial logistic regression
 retrained at each budget, accuracy on images that are never in the pool, means over seeds.
