@@ -27,7 +27,7 @@ class WriterSettings(BaseModel):
 
     max_pending: Annotated[int, Field(ge=1)] = 4096
     max_pending_bytes: Annotated[int, Field(ge=1)] = 256 * 1024 * 1024
-    batch_records: Annotated[int, Field(ge=1, le=10_000)] = 256
+    batch_records: Annotated[int, Field(ge=1, le=1_000)] = 256
     batch_bytes: Annotated[int, Field(ge=1)] = 32 * 1024 * 1024
     flush_interval_s: Annotated[float, Field(ge=0.0, le=300.0)] = 2.0
     threads: Annotated[int, Field(ge=1, le=32)] = 4

@@ -169,7 +169,7 @@ class S3Blobs:
         if response.status in (401, 403):
             raise BadSettings(f"S3 at {self.settings.url} refused the credentials for {key!r} (HTTP {response.status})")
         if response.status == 404:
-            raise BlobMissing(f"no bucket {self._bucket!r} at {self.settings.url}: create it or correct its name")
+            raise Unavailable(f"no bucket {self._bucket!r} at {self.settings.url}: create it or correct its name")
         if response.status >= 300:
             raise Unavailable(f"S3 at {self.settings.url} answered {response.status} to a conditional put of {key!r}")
         return True
@@ -232,7 +232,7 @@ class S3Blobs:
         if error.code in _MISSING:
             return BlobMissing(f"no object {key!r} in bucket {self._bucket!r}")
         if error.code == "NoSuchBucket":
-            return BlobMissing(f"no bucket {self._bucket!r} at {self.settings.url}: create it or correct its name")
+            return Unavailable(f"no bucket {self._bucket!r} at {self.settings.url}: create it or correct its name")
         if error.code in ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"):
             return BadSettings(f"S3 at {self.settings.url} refused the credentials for {key!r} ({error.code})")
         return Unavailable(f"S3 at {self.settings.url} answered {error.code} for {key!r}: {error.message}")

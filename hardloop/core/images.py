@@ -1,6 +1,7 @@
 """Images from outside, checked at the door: size and pixel limits first, then a full decode, then plain RGB."""
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -22,6 +23,15 @@ _large = threading.BoundedSemaphore(LARGE_AT_ONCE)
 _DEEP = ("I", "F")  # Pillow's modes of grey pixels deeper than 8 bits: I;16, I;16B, I and F
 CONTENT_TYPES = {"jpg": "image/jpeg", "png": "image/png", "webp": "image/webp", "bmp": "image/bmp",
                  "gif": "image/gif", "tif": "image/tiff"}  # fmt: skip
+
+
+def _large_again() -> None:
+    """A forked child has none of the threads that hold it, and would wait for them for ever."""
+    global _large
+    _large = threading.BoundedSemaphore(LARGE_AT_ONCE)
+
+
+os.register_at_fork(after_in_child=_large_again)
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,8 @@ def take_labels(samples: Samples, work: Work, given: Sequence[GivenImage]) -> li
 
 def _contradiction(item: GivenImage, role: str, row: Mapping[str, Any] | None) -> str | None:
     """Why a label cannot be taken for a sample of this role and with this label row, None where it can."""
+    if role == "gone":
+        return "it was withdrawn, and stays out: leave it out"
     if role == "audit":
         return "it is of the audit holdout, which only annotators label: leave it out"
     origin = row["origin"] if row is not None else None

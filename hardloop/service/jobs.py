@@ -120,6 +120,8 @@ class Jobs:
     def stop(self, timeout_s: float = 20.0) -> None:
         """Let the running steps end, at most `timeout_s`; what does not end in time is taken up at the next start."""
         self._stopping.set()
+        for loop in self.loops.values():
+            loop.stopping.set()
         self._ticker.join(timeout_s)
         DBOS.destroy(workflow_completion_timeout_sec=int(timeout_s))
         _install(None)
@@ -183,7 +185,8 @@ class Jobs:
             outcome = _call(context, step, arguments, job_id, progress)
         except Exception as error:
             if step == "ingest" and arguments.get("everything"):
-                self.attention[loop].listed_at = float("-inf")  # what was not listed stays due
+                # What was not listed stays due, but a listing of everything is too dear for every tick.
+                self.attention[loop].listed_at = time.monotonic() - schedule.LIST_S + schedule.SWEEP_S
             self._failed(context, step, error)
             raise
         finally:

@@ -40,7 +40,7 @@ def judge(loop: Loop, candidate: ModelVersion) -> Verdict:
     scorer = loop.scorer(champion)
     said: dict[str, Floats] = {}
     wanted = [stored[i] for i in unseen.ids if stored[i].role != "gone"]
-    for part, data in stored_images.read(loop.samples, loop.work, loop.blobs, wanted):
+    for part, data in stored_images.read(loop.samples, loop.blobs, wanted):
         said.update(zip((s.sample_id for s in part), scorer.score(data).probs_NC, strict=True))
     ours = unseen.keep([i in said for i in unseen.ids])
     probs_NC = np.stack([said[i] for i in ours.ids]) if said else np.zeros((0, len(candidate.labels)))

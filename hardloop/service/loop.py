@@ -20,7 +20,7 @@ class Loop:
 
     tool: made at the first call, since Label Studio may be away at the start. champion_moved: tells the predictor to
     look. image_address: where the annotation tool finds a sample's image. champion_lock: held while the champion is
-    moved; a person's rollback and the gate's promotion must not cross.
+    moved; a person's rollback and the gate's promotion must not cross. stopping: set once the service begins to stop.
     """
 
     settings: LoopSettings
@@ -39,6 +39,7 @@ class Loop:
     champion_moved: Callable[[], None]
     image_address: Callable[[Sample], str]
     champion_lock: threading.RLock = field(default_factory=threading.RLock)
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     @property
     def name(self) -> str:

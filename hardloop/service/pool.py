@@ -1,6 +1,6 @@
 """The pool a selection looks at: who may be picked, with fresh predictions and embeddings for everyone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,15 +26,15 @@ class ServingModel:
 
 
 def refresh(
-    samples: Samples, work: Work, embeddings: EmbeddingStore, blobs: BlobStore, encoder: Encoder,
+    samples: Samples, embeddings: EmbeddingStore, blobs: BlobStore, encoder: Encoder,
     serving: ServingModel | None, progress: Progress,
-) -> str:  # fmt: skip
+) -> tuple[str, set[str]]:  # fmt: skip
     """Make sure that every sample that may be mined has an embedding, and a prediction of the serving model.
 
     Predictions of an earlier champion say nothing about what the present one is unsure of, so such samples are scored
-    again. Returns the encoder whose space the selection works in: the champion's, or the built-in one before there is
-    a model. What is there already is not made again, so an interrupted call goes on where it stopped. Samples whose
-    image is gone are withdrawn.
+    again. Returns the encoder whose space the selection works in (the champion's, or the built-in one before there is
+    a model), and the samples that could not be looked at as their image is gone. What is there already is not made
+    again, so an interrupted call goes on where it stopped.
     """
     space = serving.encoder if serving else encoder.version
     embedded = set(embeddings.load(space)[0])
@@ -47,8 +47,8 @@ def refresh(
         s for s in everyone
         if s.sample_id not in embedded or (serving and s.role != "seed" and s.sample_id not in predicted)
     ]  # fmt: skip
-    done = 0
-    for part, data in stored_images.read(samples, work, blobs, stale):
+    done, lost = 0, {s.sample_id for s in stale}
+    for part, data in stored_images.read(samples, blobs, stale):
         if serving is None:
             vectors_ND = encoder.encode(data)
         else:
@@ -72,20 +72,22 @@ def refresh(
             )
         new = [i for i, s in enumerate(part) if s.sample_id not in embedded]
         embeddings.add(space, [part[i].sample_id for i in new], vectors_ND[new])
+        lost.difference_update(s.sample_id for s in part)
         done += len(part)
         progress("scoring the pool", done, len(stale))
-    return space
+    return space, lost
 
 
 def assemble(
-    samples: Samples, work: Work, embeddings: EmbeddingStore, space: str, version: str | None, labels: tuple[str, ...]
-) -> Pool:
-    """The pool of a selection, from what the database and the embedding store hold."""
+    samples: Samples, work: Work, embeddings: EmbeddingStore, space: str, version: str | None,
+    labels: tuple[str, ...], lost: Collection[str] = (),
+) -> Pool:  # fmt: skip
+    """The pool of a selection, from what the database and the embedding store hold. lost: nobody is asked about."""
     embedded_ids, vectors_ND = embeddings.load(space)
     row_of = {sample: i for i, sample in enumerate(embedded_ids)}
     everyone = samples.all()
     rows = [s for s in everyone if s.role in MINED and s.sample_id in row_of]
-    states, audit_asked = _states(rows, work, _like_held_out(everyone))
+    states, audit_asked = _states(rows, work, _like_held_out(everyone), lost)
     label_index = {label: i for i, label in enumerate(labels)}
     agreed = {row["sample_id"]: label_index.get(row["label"], -1) for row in work.labels()}
     probs_NC, members_MNC = _probabilities(rows, samples.predictions(version) if version else {}, len(labels))
@@ -106,7 +108,9 @@ def assemble(
     )
 
 
-def _states(rows: Sequence[Sample], work: Work, held_out: set[str]) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+def _states(
+    rows: Sequence[Sample], work: Work, held_out: set[str], lost: Collection[str]
+) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
     labelled = {row["sample_id"] for row in work.labels() if row["label"] is not None}
     items = {item["sample_id"]: item for item in work.queue()}
     skipped = _given_up(work)
@@ -114,13 +118,14 @@ def _states(rows: Sequence[Sample], work: Work, held_out: set[str]) -> tuple[NDA
     asked = np.zeros(len(rows), dtype=np.bool_)
     for i, sample in enumerate(rows):
         item = items.get(sample.sample_id)
-        asked[i] = item is not None
+        asked[i] = item is not None or sample.sample_id in lost
         if sample.role == "audit":
             states[i] = PoolState.AUDIT
         elif sample.sample_id in labelled:
             states[i] = PoolState.LABELLED
-        elif sample.sample_id in held_out:
-            states[i] = PoolState.REJECTED  # its label could never be trained on: see training/leakage.py
+        elif sample.sample_id in held_out or (item is None and sample.sample_id in lost):
+            # A look-alike's label could never be trained on (training/leakage.py); a lost image nobody can look at.
+            states[i] = PoolState.REJECTED
         elif item is not None:
             gone = item["state"] == "rejected" or item["deleted_at"] is not None or sample.sample_id in skipped
             states[i] = PoolState.REJECTED if gone else PoolState.QUEUED

@@ -7,7 +7,7 @@ from typing import Any
 
 from feedback.trigger import TriggerDecision, TriggerState, decide
 from hardloop.core import ids
-from hardloop.core.errors import BadData, BadImage, BlobMissing, Busy, Conflict, HardloopError, Interrupted, Unavailable
+from hardloop.core.errors import BadData, Busy, Conflict, HardloopError, Interrupted, Unavailable
 from hardloop.core.ports import Progress
 from hardloop.core.records import DatasetRow, Split
 from hardloop.service import database as db
@@ -15,6 +15,7 @@ from hardloop.service import stored_images
 from hardloop.service.loop import Loop
 from training import datasets, leakage
 
+_STOP_S = 10.0  # from the signal that ends everything to the service's own stop; a training costs more than that
 MAX_ATTEMPTS = 3  # a training that takes the process down this often is given up, not tried for ever
 
 
@@ -40,10 +41,13 @@ def due(loop: Loop, manual: bool = False) -> TriggerDecision:
 def claim(loop: Loop, reason: str) -> Mapping[str, Any] | None:
     """Freeze the labels into a dataset version and claim its training; None where it has been trained on before.
 
-    Raises BadData where there is no label, Conflict while another training of the loop runs.
+    Labels whose image is gone are left out, and named. Raises BadData where there is no label, Conflict while another
+    training of the loop runs.
     """
     labels = loop.work.labels()
-    rows = labelled_rows(loop, labels)
+    every = labelled_rows(loop, labels)
+    lost = stored_images.missing(loop.blobs, list(loop.samples.get(row.sample_id for row in every).values()))
+    rows = [row for row in every if row.sample_id not in lost]
     if not rows:
         raise BadData(f"loop {loop.name!r} has no label yet: bring labelled images (role 'seed'), or answer tasks")
     held_out = [leakage.Reserved(s.sample_id, s.group_id, s.fingerprint) for s in loop.samples.of_role("audit")]
@@ -59,7 +63,8 @@ def claim(loop: Loop, reason: str) -> Mapping[str, Any] | None:
         digest=dataset.digest,
         key=key,
         counts=dataset.counts,
-        excluded=[f"{e.sample_id}: {e.reason}" for e in excluded],
+        excluded=[f"{e.sample_id}: {e.reason}" for e in excluded]
+        + [f"{sample_id}: its image is gone from the store" for sample_id in sorted(lost)],
         reason=reason,
         used=[(row["sample_id"], row["changed_at"]) for row in labels],
     )
@@ -87,13 +92,12 @@ def run(loop: Loop, training: Mapping[str, Any], progress: Progress) -> str:
             loop.lineage.attempt_training(training_key, -1)
             raise
         except Interrupted:
+            # A stop of the service ends its training too, an instant before or after it tells us. Whoever stops three
+            # times during a long training must not lose it; whatever else ended the training counts.
+            if loop.stopping.wait(_STOP_S):
+                loop.lineage.attempt_training(training_key, -1)
             raise
         except HardloopError as error:
-            if isinstance(error, BadImage | BlobMissing):
-                # The next training must not meet them again: without this, one lost image ends all training.
-                labelled = [row["sample_id"] for row in loop.work.labels() if row["label"] is not None]
-                wanted = [s for s in loop.samples.get(labelled).values() if s.role != "gone"]
-                stored_images.withdraw_unreadable(loop.samples, loop.work, loop.blobs, wanted)
             raise _failed(loop, training_key, error) from None
     if (reused := _reused(loop, training_key, version.version)) is not None:
         raise _failed(loop, training_key, reused)

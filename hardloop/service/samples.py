@@ -146,6 +146,14 @@ class Samples:
         with self._engine.connect() as connection:
             return {row[0]: row[1] for row in connection.execute(query)}
 
+    def unasked(self) -> int:
+        """How many samples of the pool were never picked."""
+        table, items = db.samples, db.queue_items
+        picked = sa.exists().where(items.c.loop == table.c.loop, items.c.sample_id == table.c.sample_id)
+        query = sa.select(sa.func.count()).where(table.c.loop == self.loop, table.c.role == "pool", ~picked)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
+
     def predictions(self, model_version: str) -> dict[str, StoredPrediction]:
         """What one model version said, by sample id."""
         table = db.predictions

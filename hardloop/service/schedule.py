@@ -128,5 +128,4 @@ def _asks_for_more(loop: Loop) -> bool:
         return False  # what is left is nothing the miner would pick: more of production must come first
     counts = loop.work.counts()
     waiting = counts["queued"] + counts["approved"] + counts["open"]
-    pool = loop.samples.count().get("pool", 0)
-    return waiting < loop.settings.low_water and pool - counts["items"] >= loop.settings.budget
+    return waiting < loop.settings.low_water and loop.samples.unasked() >= loop.settings.budget

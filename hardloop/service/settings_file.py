@@ -61,7 +61,7 @@ mine = "manual"
 min_new_labels = {enough}
 max_age_s = {age}
 debounce_s = 1.5
-max_wait_s = 30.0
+max_wait_s = 600.0
 cooldown_s = 0.0
 """
 

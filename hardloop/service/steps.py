@@ -55,7 +55,7 @@ def add_images(loop: Loop, given: Sequence[intake.GivenImage]) -> dict[str, int]
     """Take images from a person: unlabelled ones into the pool, labelled ones as seed or legacy.
 
     Returns counts: new, known, refused. A refused image is remembered with its reason, and so is a label that
-    contradicts what is known of its image.
+    contradicts what is known of its image. What was withdrawn stays out.
     """
     unknown = {g.label for g in given if g.label is not None} - set(loop.settings.labels)
     if unknown:
@@ -65,9 +65,11 @@ def add_images(loop: Loop, given: Sequence[intake.GivenImage]) -> dict[str, int]
     for sample_ids, vectors_ND in intake.encode(loop.encoder, found):
         loop.embeddings.add(loop.encoder.version, sample_ids, vectors_ND)
     new = loop.samples.add(found.samples, refusals=found.refusals)
-    refused = intake.take_labels(loop.samples, loop.work, given)
-    known = len(found.samples) - new - len(refused)
-    return {"new": new, "known": max(0, known), "refused": len(found.refusals) + len(refused)}
+    refused = len(intake.take_labels(loop.samples, loop.work, given))
+    gone = {i for i, s in loop.samples.get(s.sample_id for s in found.samples).items() if s.role == "gone"}
+    refused += sum(s.sample_id in gone for s in found.samples if s.role in ("pool", "audit"))
+    known = len(found.samples) - new - refused
+    return {"new": new, "known": max(0, known), "refused": len(found.refusals) + refused}
 
 
 def withdraw(loop: Loop, sample_ids: Sequence[str], reason: str, actor: str) -> int:
@@ -89,10 +91,10 @@ def mine(loop: Loop, selection_id: str, budget: int | None = None, progress: Pro
     if loop.work.selection(selection_id) is not None:
         return selection_id
     champion = serving(loop)
-    space = pool.refresh(loop.samples, loop.work, loop.embeddings, loop.blobs, loop.encoder, champion, progress)
+    space, lost = pool.refresh(loop.samples, loop.embeddings, loop.blobs, loop.encoder, champion, progress)
     # Before there is a champion of ours, what the user's own model said is all there is to go by.
     version = champion.version if champion else loop.samples.newest_version()
-    candidates = pool.assemble(loop.samples, loop.work, loop.embeddings, space, version, loop.settings.labels)
+    candidates = pool.assemble(loop.samples, loop.work, loop.embeddings, space, version, loop.settings.labels, lost)
     seed = loop.settings.seed + len(loop.work.selections())
     selection = loop.miner(candidates, budget or loop.settings.budget, seed)
     state = "approved" if loop.settings.review == "automatic" else "queued"
@@ -105,13 +107,17 @@ def mine(loop: Loop, selection_id: str, budget: int | None = None, progress: Pro
 
 
 def send(loop: Loop) -> int:
-    """Make a task of every approved queue item. Returns how many tasks are new to us."""
-    items = loop.work.to_send()
+    """Make a task of every approved queue item whose image is there. Returns how many tasks are new to us."""
+    waiting = loop.work.to_send()
+    known = loop.samples.get(item["sample_id"] for item in waiting)
+    lost = stored_images.missing(loop.blobs, list(known.values()))
+    loop.samples.refuse([("sample", i, "its image is gone from the store: no task was made of it") for i in lost])
+    loop.work.drop(lost, "service")
+    items = [item for item in waiting if item["sample_id"] not in lost]
     if not items:
         return 0
     tool = loop.tool()
     loop.work.check_project(tool.project_id, tool.task_ids())
-    known = loop.samples.get(item["sample_id"] for item in items)
     versions = {row["selection_id"]: row["model_version"] for row in loop.work.selections()}
     drafts = []
     for rank, item in enumerate(items, start=1):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,17 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from hardloop.core import errors
-from hardloop.core.errors import Busy, HardloopError, Interrupted, Unavailable
+from hardloop.core.errors import Busy, HardloopError, Interrupted
 from hardloop.core.ports import Progress
 from hardloop.core.records import TrainedModel
 from hardloop.service.children import clean_environment
 from hardloop.service.connections import Connections
 
 _ORPHAN_S = 10.0  # a training whose service was killed ends by itself well within this
-
-# A stop of the service reaches its trainings too. No attempt is counted then: whoever stops politely three times during
-# a long training must not lose it. SIGKILL counts, as it is how a system ends what takes too much memory.
-_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingProcess:
@@ -77,11 +72,6 @@ class TrainingProcess:
                 raise
         if "error" in last:
             raise _error(str(last["error"]), str(last.get("message", "")))
-        if -process.returncode in _ASKED_TO_END:
-            raise Unavailable(
-                f"the training was ended by signal {-process.returncode}, as when the service is stopped: "
-                "it goes on where it was"
-            )
         if process.returncode != 0 or "result" not in last:
             raise Interrupted(
                 f"the training ended with status {process.returncode} and no result: see the service's log; "

@@ -2,23 +2,20 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import lru_cache
-from pathlib import Path
 
 import httpx
 from sqlalchemy.engine import Engine
 
 from annotation.label_studio import LabelStudioTool
 from annotation.label_studio_api import ImageStorage, LabelStudioSettings
-from feedback.predictor import Predictor
 from hardloop.core.ports import AnnotationTool, BlobStore, Registry
-from hardloop.core.records import ModelVersion
 from hardloop.service import code, image_links
 from hardloop.service.connections import Connections
 from hardloop.service.embeddings import EmbeddingStore
 from hardloop.service.lineage import Lineage
 from hardloop.service.loop import Loop
 from hardloop.service.samples import Sample, Samples
+from hardloop.service.scorers import scorers
 from hardloop.service.settings import LoopSettings, Settings
 from hardloop.service.training_process import TrainingProcess
 from hardloop.service.work import Work
@@ -26,8 +23,6 @@ from miner.select import PolicyMiner
 from registry.mlflow_client import MlflowSettings
 from registry.mlflow_registry import MlflowRegistry
 from training.descriptor import BuiltInEncoder
-
-_KEPT_MODELS = 2  # the champion and the one before it
 
 
 def build_loops(settings: Settings, connections: Connections, engine: Engine) -> dict[str, Loop]:
@@ -49,7 +44,7 @@ def build_loops(settings: Settings, connections: Connections, engine: Engine) ->
             tool=_once(lambda loop=loop: _annotation_tool(loop, settings, connections)),  # type: ignore[misc]
             trainer=TrainingProcess(connections, loop.recipe_settings, settings.data_dir / "cache" / loop.name),
             registry=registry,
-            scorer=_scorers(registry, settings.data_dir / "models" / loop.name),
+            scorer=scorers(registry, settings.data_dir / "models" / loop.name),
             folder=settings.data_dir / "work" / loop.name,
             champion_moved=_reloader(connections, loop.name),
             image_address=_image_addresses(blobs, connections, loop.name),
@@ -92,14 +87,6 @@ def _annotation_tool(loop: LoopSettings, settings: Settings, connections: Connec
         f"{connections.webhook_url}/webhooks/label-studio/{loop.name}", connections.webhook_secret.get_secret_value()
     )
     return tool
-
-
-def _scorers(registry: Registry, folder: Path) -> Callable[[ModelVersion], Predictor]:
-    @lru_cache(maxsize=_KEPT_MODELS)
-    def load(version: ModelVersion) -> Predictor:
-        return Predictor(registry.fetch(version, folder / version.version))
-
-    return load
 
 
 def _reloader(connections: Connections, loop: str) -> Callable[[], None]:

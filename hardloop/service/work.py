@@ -145,34 +145,41 @@ class Work:
         return changed
 
     def to_send(self) -> list[dict[str, Any]]:
-        """Approved queue items that have no task yet, the most valuable first; none whose label was brought since."""
-        given = self._given()
-        return [item for item in self.queue("approved") if item["task_id"] is None and item["sample_id"] not in given]
+        """Approved queue items that have no task yet, the most valuable first; none whose label was brought since, or
+        whose sample was withdrawn.
+        """
+        settled = self._settled()
+        return [item for item in self.queue("approved") if item["task_id"] is None and item["sample_id"] not in settled]
 
     def counts(self) -> dict[str, int]:
         """How much work is where: items (all ever picked), queued, approved (no task yet), rejected, open (a task
         without a usable answer: a label or a skip), labelled (an agreed label).
 
-        An item whose label was brought meanwhile waits for nobody: it is neither queued, approved nor open.
+        An item whose label was brought meanwhile, or whose sample was withdrawn, waits for nobody: it is neither
+        queued, approved nor open.
         """
         labelled = {row["sample_id"] for row in self.labels() if row["label"] is not None}
-        given, answered = self._given(), self._answered()
+        settled, answered = self._settled(), self._answered()
         counts = dict.fromkeys(("items", "queued", "approved", "rejected", "open", "labelled"), 0)
         for item in self.queue():
             counts["items"] += 1
             counts["labelled"] += item["sample_id"] in labelled
-            if item["task_id"] is None and (item["state"] == "rejected" or item["sample_id"] not in given):
+            if item["task_id"] is None and (item["state"] == "rejected" or item["sample_id"] not in settled):
                 counts[item["state"]] += 1
-            counts["open"] += _waits(item, given | answered)
+            counts["open"] += _waits(item, settled | answered)
         return counts
 
     def open_items(self) -> list[dict[str, Any]]:
         """Queue items whose task waits for a first usable answer."""
-        settled = self._given() | self._answered()
+        settled = self._settled() | self._answered()
         return [item for item in self.queue() if _waits(item, settled)]
 
-    def _given(self) -> set[str]:
-        return {row["sample_id"] for row in self.labels() if row["label"] is not None and row["origin"] in GIVEN}
+    def _settled(self) -> set[str]:
+        """Samples nobody needs to be asked about: their label was brought, or they were withdrawn."""
+        given = {row["sample_id"] for row in self.labels() if row["label"] is not None and row["origin"] in GIVEN}
+        query = sa.select(db.samples.c.sample_id).where(db.samples.c.loop == self.loop, db.samples.c.role == "gone")
+        with self._engine.connect() as connection:
+            return given | set(connection.scalars(query))
 
     def _answered(self) -> set[str]:
         return {row["sample_id"] for row in self.annotations() if row["deleted_at"] is None and row["refused"] is None}

@@ -47,7 +47,7 @@ def page(chromium: str, tmp_path: Path) -> Iterator:
             env={**os.environ, "HOME": str(tmp_path)},
             viewport={"width": 1440, "height": 900},
         )
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)  # two suites at once on two cores
         yield context.pages[0] if context.pages else context.new_page()
         context.close()
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hardloop.core.blobs import DirectoryBlobs, S3Blobs, S3Settings, check_key
-from hardloop.core.errors import BadInput, BadSettings, BlobMissing, HardloopError, Unavailable
+from hardloop.core.errors import BadInput, BadSettings, HardloopError, Unavailable
 from hardloop.core.ports import BlobStore
 from hardloop.service.embedded.free_ports import free_ports
 from tests.core.blob_contract import BlobStoreContract
@@ -219,7 +219,7 @@ class TestRefusals:
     @pytest.mark.parametrize("number", [0, 1, 2, 4])
     def test_a_missing_bucket_is_named_and_not_made_by_the_way(self, s3: S3Settings, number: int) -> None:
         missing = replace(s3, bucket=f"missing-{token_hex(4)}")
-        with pytest.raises(BlobMissing, match=missing.bucket):
+        with pytest.raises(Unavailable, match=missing.bucket):
             _calls(S3Blobs(missing))[number]()
 
     def test_making_sure_of_a_bucket_twice_keeps_what_it_holds(self, s3: S3Settings) -> None:

@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from hardloop.core import fingerprint as module
 from hardloop.core.fingerprint import SIZE, components, fingerprint, first_matches
+from tests.core.alike import alike
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 CLOTHING = SHARED / "clothing10" / "clothing10.zip"
@@ -66,14 +67,6 @@ def test_flat_images_of_different_brightness_are_not_duplicates():
     assert black[:64] == grey[:64]
     assert first_matches([black], [grey]) == {}
     assert first_matches([black], [black]) == {0: 0}
-
-
-def alike(a: str, b: str) -> bool:
-    """What a near-duplicate is, bit by bit."""
-    one, other = bytes.fromhex(a), bytes.fromhex(b)
-    bits = sum((x ^ y).bit_count() for x, y in zip(one[:32], other[:32], strict=True))
-    levels = sum(abs(x - y) for x, y in zip(one[32:], other[32:], strict=True)) / 64
-    return bits <= module.MAX_HASH_BITS and levels <= module.MAX_THUMB_DIFFERENCE
 
 
 @st.composite

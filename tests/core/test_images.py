@@ -208,6 +208,28 @@ def test_the_largest_image_takes_no_more_than_its_pixels_twice(
     assert float(told.stdout) < 2 * 4 * width * height / 2**20 + 50
 
 
+FORKS = """
+import os, signal
+import numpy as np
+from hardloop.core import images
+images.LARGE_PIXELS = 10
+large = images.encode_png(np.zeros((40, 40), dtype=np.uint8))
+for _ in range(images.LARGE_AT_ONCE):
+    images._large.acquire()  # as threads of the parent that are decoding
+child = os.fork()
+if not child:
+    signal.alarm(10)
+    images.decode(large)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_forked_child_decodes_large_images_though_its_parent_was_at_it():
+    out = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, check=True)
+    assert out.stdout == "0\n"
+
+
 def test_few_large_images_are_decoded_at_a_time_and_small_ones_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = (saved(Image.new("L", (side, side)), "PNG") for side in (40, 8))
     inside, most, lock = 0, 0, threading.Lock()

@@ -22,6 +22,7 @@ from hardloop.service.embeddings import EmbeddingStore
 from hardloop.service.lineage import Lineage
 from hardloop.service.loop import Loop
 from hardloop.service.samples import Samples
+from hardloop.service.scorers import scorers
 from hardloop.service.settings import LoopSettings
 from hardloop.service.work import Work
 from miner.policy import MiningPolicy
@@ -147,7 +148,7 @@ def fake_loop(engine: Engine, folder: Path, name: str = "colours", **settings: o
         tool=lambda: tool,
         trainer=trainer,
         registry=registry,
-        scorer=lambda version: Predictor(registry.fetch(version, folder / "models" / version.version)),
+        scorer=scorers(registry, folder / "models"),
         folder=folder,
         champion_moved=lambda: None,
         image_address=lambda sample: blobs.uri(sample.image_key),

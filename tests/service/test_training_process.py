@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from sqlalchemy.engine import Engine
 
-from hardloop.core.errors import HardloopError, Interrupted, Unavailable
+from hardloop.core.errors import Interrupted
 from hardloop.service import retraining
 from hardloop.service.connections import Connections
 from hardloop.service.database import connect, migrate
@@ -44,21 +45,24 @@ def world(engine: Engine, tmp_path: Path) -> Iterator[FakeLoop]:
 
 
 @pytest.mark.parametrize(
-    ("ending", "error", "attempts"),
-    [(signal.SIGTERM, Unavailable, 0), (signal.SIGINT, Unavailable, 0), (signal.SIGKILL, Interrupted, 1)],
+    ("stopping", "ending", "attempts"),
+    [(True, signal.SIGTERM, 0), (False, signal.SIGTERM, 1), (False, signal.SIGKILL, 1)],
 )
-def test_only_a_training_that_ended_unasked_counts_as_an_attempt(
-    world: FakeLoop, ending: signal.Signals, error: type[HardloopError], attempts: int
+def test_only_a_training_that_ended_while_the_service_was_not_stopping_counts_as_an_attempt(
+    world: FakeLoop, stopping: bool, ending: signal.Signals, attempts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stop of the service reaches its trainings too, as SIGTERM to the whole group."""
+    """A stop of the service reaches its trainings too, an instant before it reaches the service's own jobs."""
+    monkeypatch.setattr(retraining, "_STOP_S", 1.0)
 
     def end(*_: object) -> None:
         (training,) = [p for p in psutil.Process().children() if "training" in p.cmdline()]
         os.kill(training.pid, ending)
+        if stopping:
+            threading.Timer(0.3, world.loop.stopping.set).start()
 
     row = retraining.claim(world.loop, "a test asked for it")
     assert row is not None
-    with pytest.raises(error, match=f"signal {ending.value}" if error is Unavailable else "status -9"):
+    with pytest.raises(Interrupted, match=f"status -{ending.value}"):
         retraining.run(world.loop, row, end)
     (row,) = world.loop.lineage.trainings("running")
     assert row["attempts"] == attempts

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from sqlalchemy.engine import Engine
 
-from hardloop.core.errors import BadImage, Missing
-from hardloop.service import steps
-from tests.fakes.loops import FakeLoop, fake_loop
+from hardloop.core import ids
+from hardloop.core.directory_blobs import DirectoryBlobs
+from hardloop.core.errors import BadSettings, Missing, Unavailable
+from hardloop.service import schedule, steps
+from hardloop.service.intake import GivenImage
+from hardloop.service.schedule import Attention, Due
+from tests.fakes.loops import FakeLoop, fake_loop, picture
 from tests.service.scenes import first_model, give, produce, round_of_labels
 from training import datasets
 
@@ -43,21 +47,50 @@ def refused(world: FakeLoop) -> dict[str, str]:
     return {reference: reason for kind, reference, reason in world.loop.samples.refusals() if kind == "sample"}
 
 
+def restore(world: FakeLoop, sample_id: str, image: bytes) -> None:
+    world.blobs.put(world.loop.samples.get([sample_id])[sample_id].image_key, image, "image/png")
+
+
+def stored(world: FakeLoop, sample_id: str) -> bytes:
+    return world.blobs.get(world.loop.samples.get([sample_id])[sample_id].image_key)
+
+
 @pytest.mark.parametrize("damage", [lose, alter])
-def test_mining_goes_on_without_an_image_that_is_gone_or_altered(world: FakeLoop, damage) -> None:
+def test_mining_goes_on_without_an_image_that_is_gone_or_altered_and_with_it_once_it_is_back(
+    world: FakeLoop, damage
+) -> None:
     rng = np.random.default_rng(0)
     first_model(world, rng)
     produce(world, 20, rng, model_version="elsewhere")
     steps.ingest(world.loop)
     broken = of_role(world, "pool")
+    image = stored(world, broken)
     damage(world, broken)
     steps.mine(world.loop, "s1", 19)
     picked = {item["sample_id"] for item in world.loop.work.queue()}
     assert len(picked) >= 8  # the rest are near-duplicates in a space of three colours
     assert broken not in picked
-    assert role(world, broken) == "gone"
     assert list(refused(world)) == [broken]
     assert "its image" in refused(world)[broken]
+    restore(world, broken, image)
+    steps.mine(world.loop, "s2", 19)
+    (prediction,) = [p for p in world.loop.samples.predictions_of(broken) if p.model_version == "1"]
+    assert prediction.encoder == world.loop.scorer(world.registry.champion()).encoder
+
+
+def test_a_task_is_not_made_of_an_image_that_went_after_it_was_picked(world: FakeLoop) -> None:
+    rng = np.random.default_rng(6)
+    first_model(world, rng)
+    produce(world, 20, rng)
+    steps.ingest(world.loop)
+    steps.mine(world.loop, "s1", 6)
+    world.loop.work.decide("approved", "reviewer")
+    broken, *others = [item["sample_id"] for item in world.loop.work.queue()]
+    lose(world, broken)
+    assert steps.send(world.loop) == len(others)
+    assert {task["sample_id"] for task in world.loop.work.tasks()} == set(others)
+    assert "no task was made" in refused(world)[broken]
+    assert world.loop.work.counts()["approved"] == 0
 
 
 def test_the_gate_goes_on_without_an_image_it_wanted_to_measure_on(world: FakeLoop) -> None:
@@ -73,30 +106,52 @@ def test_the_gate_goes_on_without_an_image_it_wanted_to_measure_on(world: FakeLo
     steps.promote(world.loop)
     (verdict,) = [d["verdict"] for d in world.loop.lineage.decisions() if d["model_version"] == version]
     assert {part["name"]: part["n"] for part in verdict["slices"]}["legacy"] == 59
-    assert role(world, broken) == "gone"
 
 
-def test_a_training_fails_once_over_an_image_that_is_gone_and_the_next_leaves_it_out(world: FakeLoop) -> None:
+def test_a_dataset_leaves_out_labels_whose_image_is_gone_and_names_them(world: FakeLoop) -> None:
     rng = np.random.default_rng(2)
     give(world, "seed", 4, rng)
     broken = of_role(world, "seed")
+    image = stored(world, broken)
     lose(world, broken)
-    real = world.loop.trainer
-
-    def trainer(dataset_key, *rest):  # as training/inputs.py puts it
-        rows = datasets.load(world.blobs, dataset_key).rows
-        if missing := [row.image_key for row in rows if not world.blobs.exists(row.image_key)]:
-            raise BadImage(f"{len(missing)} of {len(rows)} images cannot be trained on")
-        return real(dataset_key, *rest)
-
-    object.__setattr__(world.loop, "trainer", trainer)
-    with pytest.raises(BadImage, match="cannot be trained on"):
-        steps.train(world.loop, manual=True)
-    assert role(world, broken) == "gone"
     assert steps.train(world.loop, manual=True) == "1"
-    newest = datasets.load(world.blobs, world.loop.lineage.datasets()[-1]["key"])
-    assert len(newest.rows) == 11
-    assert broken not in {row.sample_id for row in newest.rows}
+    (version,) = world.loop.lineage.datasets()
+    assert version["excluded"] == [f"{broken}: its image is gone from the store"]
+    assert broken not in {row.sample_id for row in datasets.load(world.blobs, version["key"]).rows}
+    restore(world, broken, image)
+    assert steps.train(world.loop, manual=True) == "2"
+    assert world.loop.lineage.datasets()[-1]["counts"]["train"] == 12
+
+
+def test_a_store_that_is_another_one_or_refuses_us_takes_nothing_away(world: FakeLoop) -> None:
+    """An empty bucket, an unmounted folder, revoked credentials: loud, and all is as it was once that is mended."""
+    rng = np.random.default_rng(7)
+    champion = first_model(world, rng)
+    produce(world, 30, rng)
+    steps.ingest(world.loop)
+    round_of_labels(world, "s1", 12)
+    version = steps.train(world.loop, manual=True)
+    samples, real = world.loop.samples.all(), world.loop.blobs
+
+    class Refusing:
+        def __getattr__(self, name: str) -> object:
+            def refuse(*_: object, **__: object) -> None:
+                raise BadSettings("S3 refused the credentials")
+
+            return refuse
+
+    for store, error in ((DirectoryBlobs(world.loop.folder / "elsewhere"), Unavailable), (Refusing(), BadSettings)):
+        object.__setattr__(world.loop, "blobs", store)
+        with pytest.raises(error):
+            steps.promote(world.loop)
+        with pytest.raises(error):
+            steps.train(world.loop, manual=True)
+    object.__setattr__(world.loop, "blobs", real)
+    assert world.loop.samples.all() == samples
+    assert refused(world) == {} or all("gone from the store" in reason for reason in refused(world).values())
+    assert {d["model_version"] for d in world.loop.lineage.decisions()} == {champion}, "nothing was judged meanwhile"
+    steps.promote(world.loop)
+    assert version in {d["model_version"] for d in world.loop.lineage.decisions()}
 
 
 def test_a_withdrawn_sample_is_neither_mined_nor_sent_nor_trained_on_and_cannot_come_back(world: FakeLoop) -> None:
@@ -147,3 +202,49 @@ def test_withdrawing_a_sample_nobody_knows_is_refused_and_changes_nothing(world:
     with pytest.raises(Missing, match="0000"):
         steps.withdraw(world.loop, [known, "0" * 32], "a slip", "reviewer")
     assert role(world, known) == "seed"
+
+
+def test_a_sample_withdrawn_while_the_miner_picks_it_is_not_sent(world: FakeLoop) -> None:
+    rng = np.random.default_rng(8)
+    first_model(world, rng)
+    produce(world, 20, rng)
+    steps.ingest(world.loop)
+    real, caught = world.loop.miner, []
+
+    def miner(pool, budget, seed):
+        selection = real(pool, budget, seed)
+        caught.append(selection.picks[0].sample_id)
+        steps.withdraw(world.loop, caught, "asked to by its owner", "reviewer")
+        return selection
+
+    object.__setattr__(world.loop, "miner", miner)
+    steps.mine(world.loop, "s1", 6)
+    world.loop.work.decide("approved", "reviewer")
+    steps.send(world.loop)
+    assert caught[0] not in {task["sample_id"] for task in world.loop.work.tasks()}
+    assert world.loop.work.counts()["approved"] == 0
+
+
+def test_what_was_withdrawn_cannot_be_brought_again(world: FakeLoop) -> None:
+    rng = np.random.default_rng(9)
+    image = picture("red", rng)
+    sample = ids.sample_id(image)
+    steps.add_images(world.loop, [GivenImage("a", image, "archive", "seed", "green")])
+    steps.withdraw(world.loop, [sample], "labelled wrongly", "reviewer")
+    again = [GivenImage("a", image, "archive", "seed", "red")]
+    assert steps.add_images(world.loop, again) == {"new": 0, "known": 0, "refused": 1}
+    assert steps.add_images(world.loop, [GivenImage("a", image, "shop")]) == {"new": 0, "known": 0, "refused": 1}
+    assert role(world, sample) == "gone"
+    assert any("was withdrawn" in reason for _, _, reason in world.loop.samples.refusals())
+
+
+def test_withdrawn_picks_do_not_keep_mining_from_the_rest_of_the_pool(engine: Engine, tmp_path: Path) -> None:
+    world = fake_loop(engine, tmp_path, mine="automatic", budget=5)
+    give(world, "pool", 6, np.random.default_rng(10))
+    steps.mine(world.loop, "s1")
+    picked = [item["sample_id"] for item in world.loop.work.queue()]
+    steps.withdraw(world.loop, picked, "one bad camera", "reviewer")
+    calm = Attention(collected_at=0.0, swept_at=0.0, listed_at=0.0)
+    assert world.loop.samples.unasked() >= 5
+    assert Due(("mine",)) in schedule.due(world.loop, calm, 1.0, 30.0)
+    world.capture.close()
