@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ class Up:
     def all_gone(self, within_s: float) -> None:
         deadline = time.monotonic() + within_s
         while left := self.family():
-            told = [(p.pid, " ".join(p.cmdline())[:200]) for p in left if p.is_running()]
+            told = [(p.pid, " ".join(command(p))[:200]) for p in left]
             assert time.monotonic() < deadline, f"still there after {within_s} s: {told}"
             time.sleep(0.2)
 
@@ -163,7 +164,7 @@ def test_a_user_without_a_model_gets_one_and_everything_is_there_after_a_restart
 
     # 4. kill -9 of our own processes: each is started again, and nothing has happened twice.
     for module in ("hardloop.service.app", "hardloop.service.predictor"):
-        (process,) = [p for p in up.family() if module in p.cmdline() and "watchdog" not in " ".join(p.cmdline())]
+        (process,) = [p for p in up.family() if module in command(p) and "watchdog" not in " ".join(command(p))]
         process.kill()
         up.until(lambda dead=process: not dead.is_running(), f"{module} to be gone")
     answer = up.until(lambda: predicted(up, picture("red", rng)), "the predictor to answer again")
@@ -192,6 +193,13 @@ def test_a_user_without_a_model_gets_one_and_everything_is_there_after_a_restart
     up.process.kill()
     up.process.wait(10)
     up.all_gone(15)
+
+
+def command(process: psutil.Process) -> list[str]:
+    """A process's command line; nothing for one that has just ended."""
+    with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return process.cmdline()
+    return []
 
 
 def answers(up: Up) -> str:
