@@ -137,10 +137,8 @@ def _rounds(report: Report) -> str:
         "answers collected",
         "skipped",
         "wrong answers",
-        "webhooks received",
-        "missed",
-        "duplicates",
-        "lost",
+        "webhooks, missed",
+        "doubled, lost",
         "left in queue",
         "candidate, %",
         "served, %",
@@ -152,11 +150,18 @@ def _rounds(report: Report) -> str:
     for r in report.rounds:
         picked = f"{r.picked:,} of {report.settings.budget:,}"
         numbers = (r.tasks_pushed, r.annotations_collected, r.skipped, r.wrong_answers)
-        more = (r.webhooks_received, r.webhooks_missed, r.duplicates, r.lost, r.queue)
+        pairs = (f"{r.webhooks_received:,}, {r.webhooks_missed:,}", f"{r.duplicates:,}, {r.lost:,}")
         verdict = f"v{r.model_version} {'promoted' if r.verdict.promoted else 'kept back'}" if r.picked else "none"
         reasons.append(f"Round {r.number}, version {r.model_version}: {r.verdict.reason}")
         notes += [f"Round {r.number}: {note}" for note in r.notes]
-        cells = [f"{r.labels_used:,}", f"{r.labels_new:,}", picked, *(f"{n:,}" for n in (*numbers, *more))]
+        cells = [
+            f"{r.labels_used:,}",
+            f"{r.labels_new:,}",
+            picked,
+            *(f"{n:,}" for n in numbers),
+            *pairs,
+            f"{r.queue:,}",
+        ]
         rows.append([str(r.number), *cells, interval(r.accuracy), f"{100 * r.served_accuracy.value:.1f}", verdict])
     short = f"<h3>Fewer picks than the budget</h3>{_list(notes)}" if notes else ""
     return f"{_table(head, rows)}{short}<h3>What the gate said</h3>{_list(reasons)}"
