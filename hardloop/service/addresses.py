@@ -55,11 +55,18 @@ def status_lines(loop: Mapping[str, Any]) -> list[str]:
     lines = [
         f"loop {loop['loop']}",
         f"  samples   {samples.get('pool', 0)} in the pool, {held_out} held out, {loop['refusals']} refused",
+        f"  picks     {loop['unasked']} never picked" + _when_picked(loop["mines_from"]),
         f"  queue     {queue['queued']} to review, {queue['approved']} to send, {queue['open']} with annotators",
         f"  labels    {queue['labelled']} answered, {loop['given_labels']} given, {loop['disputed']} disputed",
         f"  models    champion {loop['champion'] or 'none yet'}; {training}",
     ]
     return lines + [f"  trouble   {step}: {why}" for step, why in loop["errors"].items()]
+
+
+def _when_picked(mines_from: int | None) -> str:
+    if mines_from is None:
+        return ", none are until somebody mines"
+    return f"; when little waits, from {mines_from} on the service picks by itself"
 
 
 def _login(settings: Settings, with_password: bool) -> str:

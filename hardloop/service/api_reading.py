@@ -142,6 +142,8 @@ def loop_status(loop: Loop, trouble: Mapping[str, str]) -> dict[str, Any]:
         "labels": list(loop.settings.labels),
         "samples": loop.samples.count(),
         "queue": loop.work.counts(),
+        "unasked": loop.samples.unasked(),
+        "mines_from": loop.settings.budget if loop.settings.mine == "automatic" else None,
         "given_labels": sum(row["origin"] in ("seed", "legacy") for row in labels),
         "disputed": sum(row["label"] is None for row in labels),
         "refusals": len(loop.samples.refusals()),

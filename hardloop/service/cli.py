@@ -31,8 +31,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 def main() -> None:
     """The entry point: a mistake is a sentence and exit code 2, an interrupt is 130, never a traceback."""
-    # Ctrl-C and a polite kill end the same way: through every `finally` that stops children.
+    # Ctrl-C and a polite kill end the same way: through every `finally` that stops children. A shell's background job
+    # is born deaf to Ctrl-C; whoever sends it all the same means it.
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except HardloopError as error:
@@ -177,7 +179,11 @@ def queue_list(
             f"{item['rank'] + 1:5}  {item['sample_id']}  {item['arm']:<11}  {'; '.join(item['receipt']['reasons'])}"
         )
     if not items:
-        typer.echo("nothing waits: mine first (hardloop mine), or wait for production to send samples")
+        stands = _client(config).get(_below(loop))
+        typer.echo(
+            f"nothing waits: {stands['queue']['open']} are with annotators and {stands['unasked']} were never picked; "
+            f"'hardloop mine {loop}' picks from them now{_by_itself(stands)}"
+        )
 
 
 @queue_app.command("approve")
@@ -221,7 +227,13 @@ def mine(
     Example: hardloop mine shoes --budget 100
     """
     selection = _job(config, loop, {"steps": ["mine"], "budget": budget})["mine"]
-    typer.echo(f"selection {selection}; next: hardloop queue list {loop}")
+    client = _client(config)
+    (found,) = [row for row in client.get(f"{_below(loop)}/selections") if row["selection_id"] == selection]
+    for sentence in found["shortfall"]:
+        typer.echo(sentence)
+    page = client.get(f"{_below(loop)}/queue?selection={quote(selection)}&limit=1000")
+    picked = f"{len(page['items'])}{' and more' if page['next'] else ''} picked"
+    typer.echo(f"selection {selection}: {picked}" + (f"; next: hardloop queue list {loop}" if page["items"] else ""))
 
 
 @app.command()
@@ -233,6 +245,9 @@ def train(loop: LoopName, config: Config = Path("hardloop.toml")) -> None:
     found = _job(config, loop, {"steps": ["train", "promote"], "manual": True})
     made = f"version {found['train']} was trained" if found["train"] else "these labels were trained on already"
     typer.echo(f"{made}; version {found['promote']} serves" if found["promote"] else f"{made}; none serves yet")
+    for decision in _client(config).get(f"{_below(loop)}/decisions") if found["train"] else ():
+        if decision["model_version"] == found["train"]:
+            typer.echo(f"the gate: {decision['reason']}")
 
 
 @app.command()
@@ -247,6 +262,11 @@ def rollback(
     """
     found = _client(config).post(f"{_below(loop)}/rollback", {"reason": reason, "actor": "command line"})
     typer.echo(f"version {found['champion']} serves again")
+
+
+def _by_itself(stands: dict[str, Any]) -> str:
+    """When the service will pick without being asked, where it does."""
+    return f", the service does so from {stands['mines_from']} on" if stands["mines_from"] else ""
 
 
 def _client(config: Path) -> Any:

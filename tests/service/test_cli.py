@@ -391,10 +391,10 @@ def served(running: Served, run: Run, monkeypatch: pytest.MonkeyPatch) -> Served
 
 def test_the_commands_take_a_loop_from_an_empty_queue_to_a_model_and_back(run: Run, served: Served) -> None:
     world, rng = served.world, np.random.default_rng(0)
-    assert run("queue", "list", "colours").out.startswith("nothing waits: mine first")
+    assert run("queue", "list", "colours").out.startswith("nothing waits: 0 are with annotators")
     assert "loop 'colours' has no label yet" in run("train", "colours").sentence
     give(world, "pool", 4, rng)
-    assert "next: hardloop queue list colours" in run("mine", "colours", "--budget", "5").out
+    assert ": 5 picked; next: hardloop queue list colours" in run("mine", "colours", "--budget", "5").out
     listed = run("queue", "list", "colours").out.splitlines()
     assert len(listed) == 5
     shown = json.loads(run("queue", "list", "colours", "--json", "--limit", "3").out)
@@ -412,7 +412,9 @@ def test_the_commands_take_a_loop_from_an_empty_queue_to_a_model_and_back(run: R
     assert (told["champion"], told["queue"]["rejected"]) == (version, 1)
     assert "trained on already" in run("train", "colours").out
     give(world, "seed", 3, rng)
-    assert "version 2 was trained; version " in run("train", "colours").out
+    trained = run("train", "colours").out
+    assert "version 2 was trained; version " in trained
+    assert "the gate: " in trained
     assert "409" in run("rollback", "colours", "too early").sentence
     world.registry.promote(world.registry.versions()[1], "by hand")
     assert run("rollback", "colours", "misreads the new packaging").out == "version 1 serves again\n"
